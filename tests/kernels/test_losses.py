@@ -1,0 +1,297 @@
+"""What both losses share."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from kernels import Uniform, full_cross_entropy, reference, sampled_cross_entropy
+from objectives.memory import measured_memory
+
+CPU = torch.device("cpu")
+Loss = Callable[..., Tensor]
+
+
+def sampled(group_size: int, num_candidates: int = 6) -> Loss:
+    def loss(
+        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        candidates = Uniform(num_candidates, seed=3)
+        return sampled_cross_entropy(
+            states_ND, table_VD, targets_N, candidates, group_size=group_size, reduction=reduction
+        )
+
+    return loss
+
+
+LOSSES = [
+    pytest.param(full_cross_entropy, id="full"),
+    pytest.param(sampled(1), id="sampled-1"),
+    pytest.param(sampled(4), id="sampled-4"),
+    pytest.param(sampled(100), id="sampled-pool"),
+]
+every_loss = pytest.mark.parametrize("loss", LOSSES)
+
+
+def inputs(
+    num_rows: int, num_items: int = 9, width: int = 5, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_rows)
+    states_ND, table_VD = (
+        torch.randn(size, width, dtype=torch.float64, generator=generator).to(dtype)
+        for size in (num_rows, num_items)
+    )
+    targets_N = torch.randint(0, num_items, (num_rows,), generator=generator)
+    return states_ND.requires_grad_(), table_VD.requires_grad_(), targets_N
+
+
+def values(
+    loss: Loss, states_ND: Tensor, table_VD: Tensor, targets_N: Tensor
+) -> tuple[Tensor, ...]:
+    """Losses of the rows and both gradients under uneven weights of the rows."""
+    states_ND, table_VD = (given.detach().requires_grad_() for given in (states_ND, table_VD))
+    loss_N = loss(states_ND, table_VD, targets_N, reduction="none")
+    weights_N = torch.linspace(-1, 2, len(loss_N), dtype=loss_N.dtype)
+    return loss_N.detach(), *torch.autograd.grad(loss_N, (states_ND, table_VD), weights_N)
+
+
+def assert_close(ours: tuple[Tensor, ...], truth: tuple[Tensor, ...], tolerance: float) -> None:
+    for our, true in zip(ours, truth, strict=True):
+        torch.testing.assert_close(our, true, atol=tolerance, rtol=tolerance)
+
+
+@every_loss
+@pytest.mark.parametrize(("states", "table"), [(True, True), (True, False), (False, True)])
+def test_gradients_pass_gradcheck(loss: Loss, states: bool, table: bool) -> None:
+    states_ND, table_VD, targets_N = inputs(6)
+    states_ND.requires_grad_(states)
+    table_VD.requires_grad_(table)
+    assert torch.autograd.gradcheck(
+        lambda s, t: loss(s, t, targets_N, reduction="none"), (states_ND, table_VD)
+    )
+    loss(states_ND, table_VD, targets_N).backward()  # type: ignore[no-untyped-call]
+    assert (states_ND.grad is not None) == states
+    assert (table_VD.grad is not None) == table
+
+
+def eager(loss: Loss, num_candidates: int, group_size: int) -> Loss:
+    """The loss as an everyday PyTorch program in the dtype of its inputs."""
+
+    def full(
+        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        return F.cross_entropy(states_ND @ table_VD.T, targets_N, reduction=reduction)
+
+    def drawn(
+        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        num_groups = -(-len(targets_N) // group_size)
+        ids_GK = Uniform(num_candidates, seed=3).draw(0, num_groups, len(table_VD), CPU)
+        ids_NK = ids_GK.repeat_interleave(group_size, dim=0)[: len(targets_N)]
+        positive_N1 = (states_ND * table_VD[targets_N]).sum(-1, keepdim=True)
+        logits_NK = torch.einsum("nd,nkd->nk", states_ND, table_VD[ids_NK])
+        hit_NK = ids_NK == targets_N[:, None]
+        misses_N1 = (~hit_NK).sum(-1, keepdim=True).clamp(min=1)
+        logits_NK = logits_NK + torch.log((len(table_VD) - 1) / misses_N1).to(logits_NK.dtype)
+        logits_NK = logits_NK.masked_fill(hit_NK, -torch.inf)
+        zeros_N = torch.zeros_like(targets_N)
+        return F.cross_entropy(
+            torch.cat([positive_N1, logits_NK], 1), zeros_N, reduction=reduction
+        )
+
+    return full if loss is full_cross_entropy else drawn
+
+
+@pytest.mark.parametrize(
+    ("dtype", "forward_tolerance", "backward_tolerance"),
+    [
+        (torch.float32, 1e-5, 5e-4),
+        (torch.float16, 1e-3, 1e-3),
+        (torch.bfloat16, 1e-2, 1e-2),
+    ],
+)
+@pytest.mark.parametrize("group_size", [None, 1, 16])
+def test_an_error_is_at_most_that_of_pytorch_in_the_same_dtype(
+    group_size: int | None,
+    dtype: torch.dtype,
+    forward_tolerance: float,
+    backward_tolerance: float,
+) -> None:
+    loss = full_cross_entropy if group_size is None else sampled(group_size, 40)
+    peer = eager(loss, 40, group_size or 1)
+    states_ND, table_VD, targets_N = inputs(50, 61, 24, dtype)
+    truths = values(peer, states_ND.double(), table_VD.double(), targets_N)
+    ours = values(loss, states_ND, table_VD, targets_N)
+    theirs = values(peer, states_ND, table_VD, targets_N)
+    assert ours[0].dtype == torch.float32
+    assert ours[1].dtype == ours[2].dtype == dtype
+    tolerances = (forward_tolerance, backward_tolerance, backward_tolerance)
+    for our, their, true, tolerance in zip(ours, theirs, truths, tolerances, strict=True):
+        allowed = (their.double() - true).abs() + tolerance * (1 + true.abs())
+        assert ((our.double() - true).abs() <= allowed).all()
+
+
+@every_loss
+def test_states_and_table_may_differ_in_dtype(loss: Loss) -> None:
+    states_ND, table_VD, targets_N = inputs(8)
+    states_half, table_single = states_ND.bfloat16(), table_VD.float()
+    ours = values(loss, states_half, table_single, targets_N)
+    assert [tensor.dtype for tensor in ours] == [torch.float32, torch.bfloat16, torch.float32]
+    truth = values(loss, states_half.double(), table_single.double(), targets_N)
+    for our, true in zip(ours, truth, strict=True):
+        torch.testing.assert_close(our.double(), true, atol=2e-2, rtol=1e-2)
+
+
+@every_loss
+def test_reductions(loss: Loss) -> None:
+    arguments = inputs(10)
+    loss_N = loss(*arguments, reduction="none")
+    assert loss_N.shape == (10,)
+    torch.testing.assert_close(loss(*arguments, reduction="sum"), loss_N.sum())
+    torch.testing.assert_close(loss(*arguments, reduction="mean"), loss_N.mean())
+    assert torch.equal(loss(*arguments), loss(*arguments, reduction="mean"))
+
+
+@every_loss
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_rows_have_no_loss_and_zero_gradients(loss: Loss, reduction: str) -> None:
+    states_ND, table_VD, targets_N = inputs(0)
+    result = loss(states_ND, table_VD, targets_N, reduction=reduction)
+    assert result.shape == ((0,) if reduction == "none" else ())
+    assert result.detach().sum() == 0
+    result.sum().backward()  # type: ignore[no-untyped-call]
+    assert states_ND.grad is not None
+    assert states_ND.grad.shape == (0, 5)
+    assert table_VD.grad is not None
+    assert torch.equal(table_VD.grad, torch.zeros_like(table_VD))
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values with gaps between the elements."""
+    wide = torch.zeros(*(2 * size for size in tensor.shape), dtype=tensor.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    view.copy_(tensor.detach())
+    return view
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values, the first dimension running fastest."""
+    return tensor.detach().T.contiguous().T
+
+
+@every_loss
+@pytest.mark.parametrize("layout", [strided, transposed])
+def test_inputs_need_not_be_contiguous(loss: Loss, layout: Callable[[Tensor], Tensor]) -> None:
+    states_ND, table_VD, targets_N = inputs(11)
+    assert not layout(states_ND).is_contiguous()
+    ours = values(loss, layout(states_ND), layout(table_VD), strided(targets_N))
+    assert_close(ours, values(loss, states_ND, table_VD, targets_N), 1e-13)
+
+
+@every_loss
+def test_one_state_may_be_expanded_to_all_rows(loss: Loss) -> None:
+    states_ND, table_VD, targets_N = inputs(8)
+    row = states_ND[:1]
+    ours = values(loss, row.expand(8, -1), table_VD, targets_N)
+    assert_close(ours, values(loss, row.repeat(8, 1), table_VD, targets_N), 1e-13)
+
+
+@every_loss
+@pytest.mark.parametrize("tile_elements", [1, 2, 5, 17, 64, 333])
+def test_the_size_of_the_tiles_changes_nothing(
+    loss: Loss, tile_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = inputs(23)
+    whole = values(loss, *arguments)
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", tile_elements)
+    assert_close(values(loss, *arguments), whole, 1e-13)
+
+
+def peak_of_a_step(loss: Loss, num_rows: int) -> int:
+    arguments = inputs(num_rows, num_items=256, width=8, dtype=torch.float32)
+    with measured_memory(CPU, 1 << 40) as memory:
+        loss(*arguments).backward()  # type: ignore[no-untyped-call]
+    return memory.peak
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [full_cross_entropy, sampled(1, 256), sampled(32, 256), sampled(10_000, 256)],
+    ids=["full", "sampled-1", "sampled-32", "sampled-pool"],
+)
+def test_the_peak_grows_by_inputs_and_outputs_only(
+    loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "TILE_ELEMENTS", 8192)
+    few, many = 128, 1024
+    peak_of_a_step(loss, few)  # fills the caches of constants
+    growth = (peak_of_a_step(loss, many) - peak_of_a_step(loss, few)) / (many - few)
+    given = 8 * 4 + 8  # state and target
+    returned = 8 * 4 + 4  # gradient and loss
+    # Beside them the log-sum-exp and the gradient of the loss; a row of logits takes 1024 bytes.
+    assert given + returned <= growth <= given + returned + 8
+
+
+@every_loss
+def test_autocast_does_not_change_the_loss(loss: Loss) -> None:
+    arguments = inputs(9, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss_N = loss(*arguments, reduction="none")
+    assert torch.equal(loss_N, loss(*arguments, reduction="none"))
+
+
+@every_loss
+def test_autocast_does_not_change_the_gradients(loss: Loss) -> None:
+    arguments = inputs(9, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = values(loss, *arguments)
+    assert_close(inside, values(loss, *arguments), 0.0)
+
+
+@every_loss
+def test_a_second_derivative_is_refused(loss: Loss) -> None:
+    states_ND, table_VD, targets_N = inputs(4)
+    loss_ = loss(states_ND, table_VD, targets_N)
+    (grad_ND,) = torch.autograd.grad(loss_.square(), states_ND, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad_ND.sum().backward()  # type: ignore[no-untyped-call]
+
+
+FLOATS, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("states_ND", "table_VD", "targets_N", "message"),
+    [
+        (FLOATS[0], FLOATS, IDS, "^states_ND must be a float matrix"),
+        (FLOATS.long(), FLOATS, IDS, "^states_ND must be a float matrix"),
+        (FLOATS, FLOATS[0], IDS, "^table_VD must be a float matrix"),
+        (FLOATS, FLOATS.long(), IDS, "^table_VD must be a float matrix"),
+        (FLOATS, torch.zeros(4, 2), IDS, "^table_VD has width 2, but states_ND has 3"),
+        (FLOATS, FLOATS, IDS[:3], r"^targets_N must be int64 of shape \[4\]"),
+        (FLOATS, FLOATS, IDS[:, None], r"^targets_N must be int64 of shape \[4\]"),
+        (FLOATS, FLOATS, IDS.int(), "^targets_N must be int64"),
+        (FLOATS, FLOATS, IDS - 1, r"^targets_N must lie in \[0, 4\), but spans -1 to -1"),
+        (FLOATS, FLOATS, IDS + 4, r"^targets_N must lie in \[0, 4\), but spans 4 to 4"),
+        (FLOATS, FLOATS.to("meta"), IDS, "table_VD .* on one device"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(
+    loss: Loss, states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(states_ND, table_VD, targets_N)
+
+
+@every_loss
+def test_an_unknown_reduction_is_named(loss: Loss) -> None:
+    with pytest.raises(ValueError, match=r"reduction must be .*'median'"):
+        loss(*inputs(3), reduction="median")
+
+
+def test_an_empty_catalogue_is_refused() -> None:
+    with pytest.raises(ValueError, match="table_VD"):
+        full_cross_entropy(FLOATS[:0], FLOATS[:0], IDS[:0])
