@@ -1,0 +1,32 @@
+"""Configuration of the models; free of torch, so that a command line starts at once."""
+
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from models.sasrec import SASRec
+
+
+class SASRecConfig(BaseModel):
+    """Shape of a SASRec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_length: int = Field(50, ge=1, description="most recent items of a sequence that are used")
+    width: int = Field(64, ge=1, description="width of the item vectors and states")
+    num_blocks: int = Field(2, ge=1, description="transformer blocks")
+    num_heads: int = Field(2, ge=1, description="attention heads; divides the width")
+    dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    def build(self, num_items: int) -> "SASRec":
+        """The model with fresh weights from torch's default generator."""
+        from models.sasrec import SASRec
+
+        return SASRec(self, num_items)
