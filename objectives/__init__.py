@@ -1,0 +1,1 @@
+"""One trial: data, training, evaluation; quality, peak memory and seconds."""

@@ -1,0 +1,101 @@
+"""Configuration of a trial and its data; free of torch, so that a command line starts at once."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.config import SASRecConfig
+
+
+class ColumnsConfig(BaseModel):
+    """Names of the columns in an interaction file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str | None = Field(
+        None, description="column of the user ids (default: user, user_id, …)"
+    )
+    item: str | None = Field(
+        None, description="column of the item ids (default: item, item_id, …)"
+    )
+    time: str | None = Field(
+        None,
+        description="column of the times (default: time, timestamp, …); 'none': rows are in order",
+    )
+
+
+class DataConfig(BaseModel):
+    """Which interactions, filtered and split how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field(
+        "ml-100k",
+        min_length=1,
+        description="a named set (ml-100k, complete-journey), or a CSV, TSV or Parquet file, or a "
+        "folder of such files",
+    )
+    columns: ColumnsConfig = ColumnsConfig()
+    split: Literal["leave-one-out", "temporal"] = Field(
+        "leave-one-out",
+        description="leave-one-out: each user's last item is the test target, the one before the "
+        "validation target; temporal: cut at the 90 %% quantile of time, as in the CCE- paper",
+    )
+    min_item_users: int = Field(5, ge=1, description="keep items of at least this many users …")
+    min_user_items: int = Field(3, ge=1, description="… then users of at least this many items")
+
+
+class LossConfig(BaseModel):
+    """The training loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    loss: Literal["cce-", "cce"] = Field(
+        "cce-", description="cce-: sampled softmax; cce: softmax over the whole catalogue"
+    )
+    negatives: int = Field(256, ge=1, description="sampled items per group of rows (cce-)")
+    group_size: int = Field(128, ge=1, description="rows that share their negatives (cce-)")
+
+
+class TrainingConfig(BaseModel):
+    """Optimizer and schedule."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(128, ge=1, description="sequences per optimizer step")
+    learning_rate: float = Field(1e-3, gt=0, description="constant AdamW learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW decay of the blocks' matrices")
+    max_epochs: int = Field(20, ge=1, description="passes over the training sequences at most")
+    patience: int = Field(
+        4, ge=1, description="epochs without a better validation NDCG@10 before stopping"
+    )
+
+
+class TrialConfig(BaseModel):
+    """Everything a trial may vary. Each part belongs to its component; no name occurs twice."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: SASRecConfig = SASRecConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> Self:
+        """The configuration with these settings, by their own names, and defaults for the rest."""
+        parts = {
+            part: {name: values[name] for name in fields if name in values}
+            for part, fields in _SETTINGS_OF_PART.items()
+        }
+        return cls.model_validate(parts)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its own name."""
+        return {name: value for part in self.model_dump().values() for name, value in part.items()}
+
+
+_SETTINGS_OF_PART = {
+    part: type(getattr(TrialConfig(), part)).model_fields for part in TrialConfig.model_fields
+}
+SETTINGS = {name: field for fields in _SETTINGS_OF_PART.values() for name, field in fields.items()}
+"""Name of every setting of a trial, with its field."""

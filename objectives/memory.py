@@ -1,0 +1,128 @@
+"""Measures the peak memory of a trial, and holds it to its budget."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from objectives.trial import InfeasibleTrial, MachineFault, MemorySource
+
+
+@dataclass
+class MemoryMeter:
+    """Peaks since the meter was opened.
+
+    Attributes:
+        source: Where the figures come from.
+    """
+
+    source: MemorySource
+    _allocated: Callable[[], int]
+    _reserved: Callable[[], int | None]
+
+    @property
+    def peak(self) -> int:
+        """Bytes allocated at most so far."""
+        return self._allocated()
+
+    @property
+    def peak_reserved(self) -> int | None:
+        """Bytes reserved by the allocator at most so far; None without a GPU."""
+        return self._reserved()
+
+
+def memory_source(device: torch.device) -> MemorySource:
+    """What a peak on this device is measured by."""
+    return "cuda" if device.type == "cuda" else "tracked"
+
+
+@contextmanager
+def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
+    """Measures what the block allocates and keeps it from allocating more than the budget.
+
+    With CUDA the caching allocator enforces and counts. Elsewhere every tensor that an operator
+    returns is tracked until its storage is freed; what operators use inside is not seen.
+
+    Args:
+        device: Where the block computes.
+        budget: Bytes.
+
+    Raises:
+        InfeasibleTrial: The block ran out of memory at its budget.
+        MachineFault: It ran out of memory before, because something else holds the card's.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), device)
+        torch.cuda.reset_peak_memory_stats(device)
+        meter = MemoryMeter(
+            "cuda",
+            lambda: torch.cuda.max_memory_allocated(device),
+            lambda: torch.cuda.max_memory_reserved(device),
+        )
+        try:
+            yield meter
+        except torch.OutOfMemoryError as error:
+            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+            if free < budget:
+                raise MachineFault(
+                    f"{device} has {free} bytes left for this process, less than the budget of "
+                    f"{budget}: something else holds its memory"
+                ) from error
+            raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
+        return
+    tracker = _AllocationTracker(budget)
+    meter = MemoryMeter("tracked", lambda: tracker.peak, lambda: None)
+    try:
+        with tracker:
+            yield meter
+    except torch.OutOfMemoryError:
+        raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
+
+
+class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that operators return, while they live."""
+
+    def __init__(self, budget: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.budget = budget
+        self.live: dict[int, tuple[int, weakref.KeyedRef[int, torch.UntypedStorage]]] = {}
+        self.current = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **kwargs) if kwargs else func(*args)
+        if isinstance(output, Tensor):
+            self._track(output)
+        elif isinstance(output, (tuple, list)):
+            for value in output:
+                if isinstance(value, Tensor):
+                    self._track(value)
+        return output
+
+    def _track(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        size = storage.nbytes()
+        known = self.live.get(key)
+        if known is None:
+            self.live[key] = size, weakref.KeyedRef(storage, self._free, key)
+            self.current += size
+        elif known[0] != size:  # resized in place
+            self.live[key] = size, known[1]
+            self.current += size - known[0]
+        if self.current > self.peak:
+            self.peak = self.current
+            if self.peak > self.budget:
+                raise torch.OutOfMemoryError(f"tracked tensors exceed {self.budget} bytes")
+
+    def _free(self, reference: weakref.KeyedRef[int, torch.UntypedStorage]) -> None:
+        self.current -= self.live.pop(reference.key)[0]

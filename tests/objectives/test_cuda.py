@@ -1,0 +1,124 @@
+"""What only a card can show: `pytest -m gpu` on a machine that has one."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, top_k
+from objectives.config import TrialConfig
+from objectives.data import PreparedData, Sequences, Targets
+from objectives.memory import measured_memory
+from objectives.sequential import SequentialObjective
+from objectives.trial import InfeasibleTrial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA = torch.device("cuda")
+
+
+class Context:
+    seed = 0
+
+    def __init__(self, memory_budget: int) -> None:
+        self.memory_budget = memory_budget
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        assert metrics["memory/peak_bytes"] <= self.memory_budget
+
+
+@pytest.fixture
+def data() -> PreparedData:
+    """500 users walk in a circle of 200 items, 20 steps each, from everywhere."""
+    walks = [(7 * user + np.arange(22)) % 200 for user in range(500)]
+
+    def sequences(first: int, last: int) -> Sequences:
+        items = np.concatenate([walk[first:last] for walk in walks]).astype(np.int32)
+        return Sequences(items, np.arange(501) * (last - first))
+
+    def targets(position: int) -> Targets:
+        items = np.array([walk[position] for walk in walks], dtype=np.int32)
+        return Targets(sequences(0, position), items)
+
+    return PreparedData(
+        "circle", "0", 200, pa.array(range(200)), sequences(0, 20), targets(20), targets(21), ()
+    )
+
+
+def test_candidates_are_those_of_the_cpu() -> None:
+    candidates = Uniform(1000, seed=12345678901234)
+    on_cpu = candidates.draw(5, 40, 9_999_991, "cpu")
+    assert torch.equal(candidates.draw(5, 40, 9_999_991, CUDA).cpu(), on_cpu)
+
+
+@pytest.mark.parametrize("loss", ["sampled", "full"])
+def test_losses_and_gradients_are_those_of_the_cpu(loss: str) -> None:
+    torch.manual_seed(0)
+    states_ND, table_VD = torch.randn(300, 50).double(), torch.randn(997, 50).double()
+    targets_N = torch.randint(997, (300,))
+    results = []
+    for device in (torch.device("cpu"), CUDA):
+        states, table = (tensor.to(device).requires_grad_() for tensor in (states_ND, table_VD))
+        targets = targets_N.to(device)
+        if loss == "sampled":
+            value = sampled_cross_entropy(states, table, targets, Uniform(64, 3), group_size=128)
+        else:
+            value = full_cross_entropy(states, table, targets)
+        results.append([value, *torch.autograd.grad(value, [states, table])])
+    for on_cpu, on_cuda in zip(*results, strict=True):
+        torch.testing.assert_close(on_cuda.cpu(), on_cpu)
+
+
+def test_top_k_is_that_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    # Whole numbers: every product is exact, and there are many ties.
+    states_BD, table_VD = torch.randint(3, (64, 8)).float(), torch.randint(3, (5000, 8)).float()
+    seen = torch.arange(64), torch.randint(5000, (64,))
+    on_cpu = top_k(states_BD, table_VD, 100, seen)
+    on_cuda = top_k(
+        states_BD.to(CUDA), table_VD.to(CUDA), 100, (seen[0].to(CUDA), seen[1].to(CUDA))
+    )
+    assert torch.equal(on_cuda.cpu(), on_cpu)
+
+
+def test_the_budget_is_the_end_of_memory_and_memory_comes_back() -> None:
+    budget = 256 << 20
+    for _ in range(3):
+        with (
+            pytest.raises(InfeasibleTrial) as caught,
+            measured_memory(CUDA, budget) as memory,
+        ):
+            kept = [torch.empty(32 << 20, dtype=torch.uint8, device=CUDA) for _ in range(9)]
+        assert caught.value.source == "out-of-memory"
+        assert caught.value.peak_bytes >= budget
+        assert memory.peak <= budget
+    kept = []
+    with measured_memory(CUDA, budget) as memory:
+        kept.append(torch.empty(100 << 20, dtype=torch.uint8, device=CUDA))
+        assert memory.peak >= 100 << 20
+    assert memory.peak_reserved is not None
+    assert memory.peak <= memory.peak_reserved <= budget
+    del kept
+
+
+def test_a_trial_learns_within_its_budget(data: PreparedData) -> None:
+    config = TrialConfig.from_flat(
+        {"batch_size": 64, "negatives": 100, "learning_rate": 5e-3, "dropout": 0.0}
+    )
+    result = SequentialObjective(data, CUDA)(config, Context(4 << 30))
+    assert result.quality > 0.9
+    assert result.memory_source == "cuda"
+    assert 0 < result.peak_memory <= (result.peak_reserved or 0)
+
+
+def test_a_trial_over_its_budget_is_infeasible_and_the_next_is_not(data: PreparedData) -> None:
+    config = TrialConfig.from_flat({"batch_size": 500, "max_epochs": 1})
+    objective = SequentialObjective(data, CUDA)
+    with pytest.raises(InfeasibleTrial) as caught:
+        objective(config, Context(32 << 20))
+    assert caught.value.peak_bytes >= 32 << 20
+    assert objective(config, Context(4 << 30)).peak_memory > 32 << 20

@@ -1,0 +1,183 @@
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from torch import Tensor
+
+from objectives import sequential
+from objectives.config import TrialConfig
+from objectives.data import PreparedData, Targets
+from objectives.sequential import SequentialObjective
+from objectives.trial import QUALITY, DivergedTrial, InfeasibleTrial, TrialContext
+
+MakeContext = Callable[..., TrialContext]
+CPU = torch.device("cpu")
+
+
+def config(**settings: object) -> TrialConfig:
+    small = {"width": 16, "num_blocks": 1, "num_heads": 2, "max_length": 5, "dropout": 0.0}
+    fast = {"batch_size": 16, "learning_rate": 0.02, "negatives": 8, "group_size": 4}
+    return TrialConfig.from_flat(small | fast | {"max_epochs": 12} | settings)
+
+
+@pytest.mark.parametrize("loss", ["cce", "cce-"])
+def test_a_pattern_is_learned(loss: str, cycle: PreparedData, make_context: MakeContext) -> None:
+    result = SequentialObjective(cycle, CPU)(config(loss=loss), make_context())
+    assert result.quality > 0.95
+    assert result.metrics["test/ndcg_at_10"] > 0.95
+    assert result.metrics["test/hit_rate_at_1"] > 0.9
+
+
+def test_a_result_is_whole(cycle: PreparedData, make_context: MakeContext) -> None:
+    result = SequentialObjective(cycle, CPU)(config(max_epochs=2), make_context())
+    assert result.quality == result.metrics[QUALITY]
+    assert {name.split("/")[0] for name in result.metrics} == {"val", "test"}
+    assert len(result.metrics) == 2 * 5 * 5
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    assert result.memory_source == "tracked"
+    assert result.peak_reserved is None
+    assert result.seconds > 0
+    assert result.epochs == 2
+    assert result.best_epoch in (1, 2)
+
+
+def test_the_same_seed_gives_the_same_result(
+    cycle: PreparedData, make_context: MakeContext
+) -> None:
+    def run(seed: int) -> tuple[Any, ...]:
+        losses: list[float] = []
+        result = SequentialObjective(cycle, CPU)(
+            config(max_epochs=3, dropout=0.2),
+            make_context(lambda epoch, metrics: losses.append(metrics["train/loss"]), seed=seed),
+        )
+        return losses, result.metrics, result.peak_memory
+
+    run(1)  # fills the caches of constants
+    assert run(1) == run(1)
+    assert run(1)[0] != run(2)[0]
+
+
+def test_every_epoch_is_reported_once(cycle: PreparedData, make_context: MakeContext) -> None:
+    reports: list[tuple[int, dict[str, float]]] = []
+    result = SequentialObjective(cycle, CPU)(
+        config(max_epochs=4), make_context(lambda epoch, m: reports.append((epoch, dict(m))))
+    )
+    assert [epoch for epoch, _ in reports] == [1, 2, 3, 4]
+    for _, metrics in reports:
+        assert {QUALITY, "train/loss", "train/epoch_seconds", "memory/peak_bytes"} <= set(metrics)
+        assert not any(name.startswith("test/") for name in metrics)
+    peaks = [metrics["memory/peak_bytes"] for _, metrics in reports]
+    assert peaks == sorted(peaks)
+    assert result.peak_memory >= peaks[-1]
+    assert result.quality == max(metrics[QUALITY] for _, metrics in reports)
+
+
+class Script:
+    """Stands in for the evaluation: validation qualities by epoch; keeps the table at each."""
+
+    def __init__(self, data: PreparedData, qualities: list[float]) -> None:
+        self.data = data
+        self.qualities = iter(qualities)
+        self.tables: list[Tensor] = []
+        self.tested: list[Tensor] = []
+
+    def __call__(
+        self, encode: object, table_VD: Tensor, targets: Targets, **_: int
+    ) -> dict[str, float]:
+        if targets is self.data.test:
+            self.tested.append(table_VD.clone())
+            return {"ndcg_at_10": 0.5}
+        self.tables.append(table_VD.clone())
+        return {"ndcg_at_10": next(self.qualities)}
+
+
+@pytest.mark.parametrize(
+    ("qualities", "patience", "epochs", "best"),
+    [
+        ([0.1, 0.5, 0.4, 0.3, 0.9], 2, 4, 2),
+        ([0.1, 0.5, 0.4, 0.6, 0.5, 0.5, 0.9], 2, 6, 4),
+        ([0.5, 0.5, 0.5], 1, 2, 1),
+        ([0.0, 0.0, 0.0], 2, 3, 1),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1, 5, 5),
+    ],
+)
+def test_training_stops_early_and_returns_to_the_best_weights(
+    qualities: list[float],
+    patience: int,
+    epochs: int,
+    best: int,
+    cycle: PreparedData,
+    make_context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = Script(cycle, qualities)
+    monkeypatch.setattr(sequential, "evaluate", script)
+    result = SequentialObjective(cycle, CPU)(
+        config(max_epochs=5 if epochs == 5 else 99, patience=patience), make_context()
+    )
+    assert (result.epochs, result.best_epoch) == (epochs, best)
+    assert result.quality == result.metrics[QUALITY] == qualities[best - 1]
+    (tested,) = script.tested
+    assert torch.equal(tested, script.tables[best - 1])
+    assert not any(
+        torch.equal(tested, table)
+        for epoch, table in enumerate(script.tables, start=1)
+        if epoch != best
+    )
+
+
+def test_a_loss_that_is_not_finite_is_a_diverged_trial(
+    cycle: PreparedData, make_context: MakeContext
+) -> None:
+    with pytest.raises(DivergedTrial) as caught:
+        SequentialObjective(cycle, CPU)(config(learning_rate=1e30), make_context())
+    assert caught.value.epoch == 1
+    assert caught.value.peak_bytes > 0
+
+
+def test_a_trial_that_diverges_in_its_last_step_has_no_good_quality(
+    cycle: PreparedData, make_context: MakeContext
+) -> None:
+    """One batch an epoch: the loss of the first epoch is still finite, its weights are not."""
+    with pytest.raises(DivergedTrial):
+        SequentialObjective(cycle, CPU)(
+            config(learning_rate=1e30, batch_size=1000, max_epochs=3), make_context()
+        )
+
+
+def test_beyond_the_budget_a_trial_is_infeasible(
+    cycle: PreparedData, make_context: MakeContext
+) -> None:
+    objective = SequentialObjective(cycle, CPU)
+    needed = objective(config(max_epochs=1), make_context()).peak_memory
+    assert objective(config(max_epochs=1), make_context(budget=needed)).peak_memory == needed
+    with pytest.raises(InfeasibleTrial) as caught:
+        objective(config(max_epochs=1), make_context(budget=needed - 1))
+    assert caught.value.peak_bytes >= needed - 1
+    assert caught.value.source == "out-of-memory"
+
+
+def test_a_probe_takes_one_step_and_holds_to_the_budget(cycle: PreparedData) -> None:
+    objective = SequentialObjective(cycle, CPU)
+    objective.probe(config(), 1 << 30)  # fills the caches of constants
+    peak = objective.probe(config(), 1 << 30)
+    assert 0 < peak < objective.probe(config(batch_size=48), 1 << 30)
+    assert objective.probe(config(), peak) == peak
+    with pytest.raises(InfeasibleTrial):
+        objective.probe(config(), peak - 1)
+
+
+def test_a_pruner_may_stop_the_trial(cycle: PreparedData, make_context: MakeContext) -> None:
+    epochs: list[int] = []
+
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        epochs.append(epoch)
+        if epoch == 2:
+            raise optuna.TrialPruned
+
+    with pytest.raises(optuna.TrialPruned):
+        SequentialObjective(cycle, CPU)(config(), make_context(report))
+    assert epochs == [1, 2]
