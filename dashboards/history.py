@@ -1,0 +1,61 @@
+"""Quality and hypervolume over the trials: whether the search still finds something."""
+
+import plotly.graph_objects as go
+
+from dashboards import theme
+from dashboards.axes import value_range
+from dashboards.queries import Group, StudyView
+
+
+def history_figure(view: StudyView) -> go.Figure:
+    """Complete trials and the best so far; below, the hypervolume after each finished trial."""
+    figure = theme.figure(480)
+    last = len(view.trials)
+    figure.update_layout(
+        xaxis=theme.axis(
+            title={"text": "Trial"},
+            anchor="y2",
+            range=[-0.02 * last, 1.02 * last],
+            dtick=1 if last <= 10 else None,
+        ),
+        yaxis=theme.axis(
+            title={"text": "Validation NDCG@10"},
+            domain=[0.44, 1],
+            range=value_range(view.qualities),
+        ),
+        yaxis2=theme.axis(
+            title={"text": "Hypervolume"},
+            domain=[0, 0.36],
+            range=value_range([moment.hypervolume for moment in view.history]),
+            nticks=5,
+        ),
+    )
+    color = theme.MARKS["front"].color
+    bests = [(moment.number, moment.best) for moment in view.history if moment.best is not None]
+    figure.add_trace(
+        theme.step([number for number, _ in bests], [best for _, best in bests], color)
+    )
+    groups: tuple[Group, ...] = ("dominated", "front")
+    for group in groups:
+        trials = view.of(group)
+        figure.add_trace(
+            theme.points(
+                group,
+                trials,
+                [trial.number for trial in trials],
+                [trial.quality for trial in trials],
+                hovertemplate=theme.template(group, "NDCG@10 %{y:.4f}"),
+            )
+        )
+    figure.add_trace(
+        theme.step(
+            [moment.number for moment in view.history],
+            [moment.hypervolume for moment in view.history],
+            color,
+            yaxis="y2",
+            mode="lines" if len(view.history) > 1 else "markers",
+            hoverinfo=None,
+            hovertemplate="after trial %{x}: hypervolume %{y:.4f}<extra></extra>",
+        )
+    )
+    return figure

@@ -1,0 +1,163 @@
+"""The report of a study as one page of HTML."""
+
+import html
+import json
+import string
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from dashboards import words
+from dashboards.history import history_figure
+from dashboards.parameters import parameter_figure
+from dashboards.pareto import pareto_figure
+from dashboards.queries import WORDS, StudyView, TrialView
+from dashboards.theme import MARKS
+from study.budget import format_bytes
+from study.progress import short
+
+
+def render(view: StudyView) -> str:
+    """The page; it needs no other file and no network."""
+    figures = _figures(view)
+    runs = {trial.number: trial.run_url for trial in view.trials if trial.run_url is not None}
+    # Plotly's JSON has no "<" and no "/" of a text: none can end the script that it stands in.
+    figures_json = ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items())
+    template = string.Template(Path(__file__).with_name("template.html").read_text("utf-8"))
+    return template.substitute(
+        name=html.escape(view.name),
+        summary=html.escape(words.summary(view)),
+        facts=_facts(view),
+        front=_place(
+            figures,
+            "front",
+            "Validation NDCG@10 of every trial against its peak memory",
+            "No trial has a known peak memory yet.",
+        ),
+        not_drawn=html.escape(words.not_drawn(view)),
+        history=_place(
+            figures,
+            "history",
+            "Best validation NDCG@10 and hypervolume over the trials",
+            "No trial has trained to its end within the budget, so none has a quality.",
+        ),
+        parameters=_parameters(view, figures),
+        table=_front_table(view),
+        figures=f"{{{figures_json}}}",
+        runs=json.dumps(runs).replace("<", r"\u003c"),
+        plotly=get_plotlyjs(),
+    )
+
+
+def _figures(view: StudyView) -> dict[str, go.Figure]:
+    """The figures that have something to show, by the name of their place on the page."""
+    figures = {}
+    if view.measured:
+        figures["front"] = pareto_figure(view)
+    if view.complete:
+        figures["history"] = history_figure(view)
+    for index, name in enumerate(view.open):
+        if any(name in trial.params for trial in view.measured):
+            figures[f"parameter-{index}"] = parameter_figure(view, name)
+    return figures
+
+
+def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: str) -> str:
+    """Where the script draws a figure, or words where there is none."""
+    if key not in figures:
+        return f'<p class="none">{html.escape(otherwise)}</p>'
+    # The height is kept free, so that the page does not jump while the figures are drawn.
+    height = figures[key].layout.height
+    return (
+        f'<div class="figure" id="figure-{key}" role="img" aria-label="{html.escape(label)}" '
+        f'style="height: {height}px"></div>'
+    )
+
+
+def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
+    if not view.open:
+        return '<p class="none">The study has no open parameter: every trial is the same.</p>'
+    places = [
+        _place(
+            figures,
+            f"parameter-{index}",
+            f"Quality and peak memory by {name}",
+            f"No trial with a known peak memory has a value of {name} yet.",
+        )
+        for index, name in enumerate(view.open)
+    ]
+    columns = 2 if len(places) in (1, 2, 4) else 3
+    return f'<div class="small" style="--columns: {columns}">{"".join(places)}</div>'
+
+
+def _facts(view: StudyView) -> str:
+    counts = Counter(trial.group for trial in view.trials)
+    marks = "".join(
+        f'<li><span class="dot" style="background: {MARKS[group].color}"></span>'
+        f"{counts[group]} {word}</li>"
+        for group, word in WORDS.items()
+        if counts[group]
+    )
+    facts = [
+        ("Data set", html.escape(view.data)),
+        ("Split", html.escape(view.split)),
+        ("Memory budget", format_bytes(view.budget)),
+        ("Memory figures from", html.escape(words.MEMORY_SOURCES[view.memory_source])),
+        ("Hypervolume", f"{view.history[-1].hypervolume:.4f}" if view.history else "none yet"),
+    ]
+    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    marks = f'<ul class="marks">{marks or "<li>none yet</li>"}</ul>'
+    total = f'<div class="wide"><dt>Trials, {len(view.trials)} in all</dt><dd>{marks}</dd></div>'
+    store = _link(view.tracking_store, view.tracking_store)
+    return f'<dl>{shown}{total}<div class="wide"><dt>MLflow</dt><dd>{store}</dd></div></dl>'
+
+
+def _link(text: str, url: str | None) -> str:
+    shown = f"<code>{html.escape(text)}</code>"
+    if url is None or not url.startswith(("http://", "https://")):
+        return shown
+    return f'<a href="{html.escape(url)}" target="_blank" rel="noopener noreferrer">{shown}</a>'
+
+
+def _front_table(view: StudyView) -> str:
+    if not view.front:
+        return '<p class="none">No trial has trained to its end within the budget.</p>'
+    header = [
+        "Trial",
+        "Peak memory",
+        "NDCG@10, validation",
+        "NDCG@10, test",
+        "HitRate@10, test",
+        "Seconds",
+        *view.open,
+    ]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    rows = "".join(_row(view, trial) for trial in view.front)
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="The trials of the front">'
+        f'<table><thead><tr>{head}<th class="text">MLflow run</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(view: StudyView, trial: TrialView) -> str:
+    cells = [
+        str(trial.number),
+        trial.memory_text,
+        f"{trial.quality:.4f}",
+        _decimals(trial.metrics.get("test/ndcg_at_10"), 4),
+        _decimals(trial.metrics.get("test/hit_rate_at_10"), 4),
+        _decimals(trial.seconds, 1),
+        *(short(trial.params.get(name, "-")) for name in view.open),
+    ]
+    shown = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    run = _link(trial.run, trial.run_url) if trial.run is not None else "-"
+    best = ' class="best"' if trial == view.best else ""
+    return f'<tr{best}>{shown}<td class="text">{run}</td></tr>'
+
+
+def _decimals(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,150 @@
+"""Quality against peak memory: the figure that the study is about."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import plotly.graph_objects as go
+
+from dashboards import theme
+from dashboards.axes import MemoryAxis, memory_axis, value_range
+from dashboards.queries import WORDS, StudyView, TrialView
+from study.budget import format_bytes
+
+_PANE, _ROW, _GAP = 360, 26, 22
+"""Pixels: the plot of quality, a row of the strip below it, and what is between them."""
+
+_TOP, _BOTTOM = 58, 56
+
+_NUMBER_SPACING = 0.06
+"""Share of the axis between two trials of the front whose numbers do not overlap on a phone."""
+
+
+def pareto_figure(view: StudyView) -> go.Figure:
+    """The front and every trial whose memory is known.
+
+    Trials without a quality stand in a strip below, a row per outcome, at the memory that they
+    took, were predicted to take, or took at least.
+    """
+    axis = memory_axis(view.measured, view.budget)
+    below = [trial for trial in view.measured if trial.quality is None]
+    rows = [group for group in WORDS if any(trial.group == group for trial in below)]
+    pane = _PANE if view.complete else 0
+    gap = _GAP if view.complete and rows else 0
+    plot = pane + gap + _ROW * len(rows) or _PANE
+    figure = theme.figure(plot + _TOP + _BOTTOM)
+    figure.update_layout(
+        margin={"t": _TOP, "b": _BOTTOM},
+        xaxis=theme.axis(**axis.layout(), anchor="y2" if rows else "y"),
+        yaxis=theme.axis(
+            title={"text": "Validation NDCG@10"},
+            domain=[1 - pane / plot, 1],
+            range=value_range(view.qualities),
+            visible=bool(view.complete),
+        ),
+        showlegend=bool(view.of("dominated")),
+        legend={"y": 1 + 26 / plot},
+    )
+    _draw_budget(figure, view, axis)
+    if view.front:
+        _draw_front(figure, view, axis)
+    dominated = view.of("dominated")
+    if dominated:
+        quality = [trial.quality for trial in dominated]
+        figure.add_trace(
+            theme.points(
+                "dominated", dominated, axis.places(dominated), quality, **_hover(dominated)
+            )
+        )
+    for row, group in enumerate(rows):
+        trials = [trial for trial in below if trial.group == group]
+        figure.add_trace(
+            theme.points(
+                group,
+                trials,
+                axis.places(trials),
+                [row] * len(trials),
+                yaxis="y2",
+                showlegend=False,
+                **_hover(trials),
+            )
+        )
+    if rows:
+        figure.update_layout(
+            yaxis2=theme.axis(
+                domain=[0, _ROW * len(rows) / plot],
+                range=[len(rows) - 0.5, -0.5],
+                tickvals=list(range(len(rows))),
+                ticktext=[WORDS[group] for group in rows],
+                showgrid=False,
+                fixedrange=True,
+            )
+        )
+    return figure
+
+
+def _draw_front(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
+    x = axis.places(view.front)
+    y = [trial.quality for trial in view.front]
+    # Beyond the last trial more memory buys nothing: the line goes on to the budget.
+    end = max(axis.place(min(view.budget, axis.high)), x[-1])
+    figure.add_trace(theme.step([*x, end], [*y, y[-1]], theme.MARKS["front"].color))
+    figure.add_trace(
+        theme.points(
+            "front",
+            view.front,
+            x,
+            y,
+            mode="markers+text",
+            textfont={"size": 11},
+            **_numbers(view, axis),
+            **_hover(view.front),
+        )
+    )
+
+
+def _hover(trials: Sequence[TrialView]) -> dict[str, Any]:
+    return {"hoverinfo": "text", "hovertext": [theme.full_hover(trial) for trial in trials]}
+
+
+def _numbers(view: StudyView, axis: MemoryAxis) -> dict[str, Any]:
+    """The front's trial numbers, on the side that is free; without one, none is shown."""
+    shares = [-math.inf, *(axis.share(trial.memory or 0) for trial in view.front), math.inf]
+    gaps = [right - left for left, right in pairwise(shares)]
+    lefts = [gap >= _NUMBER_SPACING for gap in gaps[:-1]]
+    # To the right there must be room for the number of the next trial, too.
+    rights = [gap >= 2 * _NUMBER_SPACING for gap in gaps[1:]]
+    return {
+        "text": [
+            str(trial.number) if left or right else ""
+            for trial, left, right in zip(view.front, lefts, rights, strict=True)
+        ],
+        "textposition": ["top left" if left else "top right" for left in lefts],
+    }
+
+
+def _draw_budget(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
+    """A line at the budget, or a word at the edge beyond which it lies."""
+    text = f"budget {format_bytes(view.budget)}"
+    label = {"yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "font_size": 12}
+    if axis.budget == "right":
+        figure.add_annotation(text=f"{text} →", xref="paper", x=1, xanchor="right", **label)
+    elif axis.budget == "left":
+        figure.add_annotation(text=f"← {text}", xref="paper", x=0, xanchor="left", **label)
+    else:
+        budget = axis.place(view.budget)
+        # Alone in Plotly, annotations want the logarithm of their place.
+        place = math.log10(budget) if axis.log else budget
+        side = "right" if axis.share(view.budget) > 0.5 else "left"
+        figure.add_annotation(text=text, xref="x", x=place, xanchor=side, **label)
+        figure.add_shape(
+            type="line",
+            layer="below",
+            x0=budget,
+            x1=budget,
+            yref="paper",
+            y0=0,
+            y1=1,
+            line={"color": theme.NEUTRAL, "width": 1.5, "dash": "dash"},
+        )

@@ -1,0 +1,238 @@
+"""What the figures and the report need of a study, computed once; pure."""
+
+import math
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeGuard
+
+from study.budget import format_bytes
+from study.front import Point, hypervolume, pareto_front
+from study.progress import short
+from study.records import StudyRecord, TrialRecord, point
+from study.tracking import hide_credentials
+
+Group = Literal[
+    "front", "dominated", "infeasible", "diverged", "pruned", "failed", "running", "waiting"
+]
+"""How a trial is drawn: its outcome, complete ones told apart by the front."""
+
+WORDS: dict[Group, str] = {
+    "front": "on the front",
+    "dominated": "dominated",
+    "infeasible": "over budget",
+    "diverged": "diverged",
+    "pruned": "pruned",
+    "failed": "failed",
+    "running": "running",
+    "waiting": "waiting",
+}
+"""The groups for people, in the order in which they are drawn and listed."""
+
+
+@dataclass(frozen=True)
+class TrialView:
+    """One trial.
+
+    Attributes:
+        number: Its number in the study, from 0.
+        group: How it is drawn.
+        quality: Validation NDCG@10; a finite number if complete, else None.
+        memory: Peak memory in bytes; None where not known, never if complete.
+        at_least: True where the peak is a lower bound.
+        seconds: Wall time; None where not known.
+        params: What the search chose.
+        metrics: Validation and test metrics that are finite numbers.
+        reason: Why it did not train to its end.
+        run: Its run in MLflow; None without one.
+        run_url: Where the run can be seen; None unless the tracking store is a server.
+    """
+
+    number: int
+    group: Group
+    quality: float | None
+    memory: int | None
+    at_least: bool
+    seconds: float | None
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    reason: str
+    run: str | None
+    run_url: str | None
+
+    @property
+    def memory_text(self) -> str:
+        """Peak memory for people."""
+        if self.memory is None:
+            return "not known"
+        return ("at least " if self.at_least else "") + format_bytes(self.memory)
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """What is known of the trial, as pairs of a name and a text; nothing is escaped."""
+        facts = []
+        if self.quality is not None:
+            facts.append(("NDCG@10, validation", f"{self.quality:.4f}"))
+        if "test/ndcg_at_10" in self.metrics:
+            facts.append(("NDCG@10, test", f"{self.metrics['test/ndcg_at_10']:.4f}"))
+        facts.append(("peak memory", self.memory_text))
+        if self.seconds is not None:
+            facts.append(("seconds", f"{self.seconds:.1f}"))
+        facts += [(name, short(value)) for name, value in self.params.items()]
+        if self.reason:
+            facts.append(("why", self.reason))
+        if self.run is not None:
+            facts.append(("MLflow run", self.run))
+        return facts
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far the study was when a trial had finished.
+
+    Attributes:
+        number: The trial's number.
+        best: Best validation NDCG@10 up to it; None before the first complete trial.
+        hypervolume: That of the front up to it; see `study.front.hypervolume`.
+    """
+
+    number: int
+    best: float | None
+    hypervolume: float
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study as it is drawn.
+
+    Attributes:
+        name: Its name.
+        data: The data set's name.
+        split: How the data is split.
+        budget: The memory budget in bytes.
+        memory_source: "cuda" or "tracked"; see `objectives.trial.MemorySource`.
+        open: The parameters that the search chooses.
+        space: All settings: a list where open.
+        trials: All trials, by number.
+        front: Those on the Pareto front, by rising memory.
+        best: The best one within the budget; None while there is none.
+        history: A moment per finished trial, by number.
+        baseline: Test NDCG@10 of recommending the most popular items; None where not known.
+        tracking_store: URI of MLflow's store, without credentials.
+    """
+
+    name: str
+    data: str
+    split: str
+    budget: int
+    memory_source: str
+    open: tuple[str, ...]
+    space: Mapping[str, Any]
+    trials: tuple[TrialView, ...]
+    front: tuple[TrialView, ...]
+    best: TrialView | None
+    history: tuple[Moment, ...]
+    baseline: float | None
+    tracking_store: str
+
+    @property
+    def complete(self) -> list[TrialView]:
+        """Trials with a quality, by number."""
+        return [trial for trial in self.trials if trial.quality is not None]
+
+    @property
+    def qualities(self) -> list[float]:
+        """The validation NDCG@10 of the complete trials, by number."""
+        return [trial.quality for trial in self.trials if trial.quality is not None]
+
+    @property
+    def measured(self) -> list[TrialView]:
+        """Trials whose peak memory is known, by number."""
+        return [trial for trial in self.trials if trial.memory is not None]
+
+    def of(self, group: Group) -> list[TrialView]:
+        """Trials of a group, by number."""
+        return [trial for trial in self.trials if trial.group == group]
+
+
+def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
+    """The view of a study whose runs are in an MLflow store of that URI."""
+    record = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
+    store = hide_credentials(tracking_store)
+    front = [trial.number for trial in record.front()]
+    trials = {trial.number: _trial(trial, front, store) for trial in record.trials}
+    best = record.best()
+    identity = record.identity
+    baseline = record.baseline.get("ndcg_at_10")
+    return StudyView(
+        name=record.name,
+        data=identity["data"]["name"],
+        split=identity["data"]["split"],
+        budget=record.budget,
+        memory_source=identity["memory_source"],
+        open=tuple(identity["open"]),
+        space=identity["space"],
+        trials=tuple(trials.values()),
+        front=tuple(trials[number] for number in front),
+        best=None if best is None else trials[best.number],
+        history=tuple(_history(record.finished, record.budget)),
+        baseline=baseline if _is_number(baseline) else None,
+        tracking_store=store,
+    )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _with_sound_numbers(trial: TrialRecord) -> TrialRecord:
+    """The trial without numbers that cannot be drawn; without a sound quality it has diverged."""
+    memory = int(trial.peak_memory) if _is_number(trial.peak_memory) else None
+    sound = replace(
+        trial,
+        peak_memory=memory,
+        seconds=trial.seconds if _is_number(trial.seconds) else None,
+        metrics={name: value for name, value in trial.metrics.items() if _is_number(value)},
+    )
+    if trial.outcome != "complete" or (_is_number(trial.quality) and memory is not None):
+        return sound
+    missing = "its quality is not a finite number" if memory else "its peak memory is not known"
+    return replace(sound, outcome="diverged", reason=missing)
+
+
+def _trial(trial: TrialRecord, front: list[int], store: str) -> TrialView:
+    group: Group
+    if trial.outcome == "complete":
+        group = "front" if trial.number in front else "dominated"
+    else:
+        group = trial.outcome
+    return TrialView(
+        number=trial.number,
+        group=group,
+        quality=trial.quality if trial.outcome == "complete" else None,
+        memory=trial.peak_memory,
+        at_least=trial.at_least,
+        seconds=trial.seconds,
+        params=trial.params,
+        metrics=trial.metrics,
+        reason=trial.reason,
+        run=trial.mlflow_run,
+        run_url=_run_url(store, trial.mlflow_run),
+    )
+
+
+def _run_url(store: str, run: str | None) -> str | None:
+    if run is None or urllib.parse.urlsplit(store).scheme not in ("http", "https"):
+        return None
+    # MLflow finds the experiment of a run by itself behind this address.
+    return f"{store.rstrip('/')}/#/runs/{urllib.parse.quote(run, safe='')}"
+
+
+def _history(finished: Sequence[TrialRecord], budget: int) -> Iterator[Moment]:
+    front: list[Point] = []
+    for trial in finished:
+        if trial.outcome == "complete":
+            points = [*front, point(trial)]
+            front = [points[index] for index in pareto_front(points)]
+        best = front[-1][0] if front else None
+        yield Moment(trial.number, best, hypervolume(front, budget))

@@ -1,0 +1,119 @@
+"""How trials and figures look: one mark per group of trials, told apart by shape and colour."""
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from dashboards.queries import WORDS, Group, TrialView
+
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How the trials of a group are drawn."""
+
+    color: str
+    symbol: str
+    size: int
+
+
+# After Okabe and Ito's colour-blind safe palette, at a lightness that light and dark pages bear.
+MARKS: dict[Group, Mark] = {
+    "front": Mark("#1f7ac4", "circle", 10),
+    "dominated": Mark("#7f8ea0", "circle-open", 8),
+    "infeasible": Mark("#d98200", "diamond", 8),
+    "diverged": Mark("#cf4a2c", "x", 8),
+    "pruned": Mark("#b0679f", "line-ns-open", 12),
+    "failed": Mark("#8a8f98", "cross-thin-open", 9),
+    "running": Mark("#2a9d7f", "circle-dot", 8),
+    "waiting": Mark("#8a8f98", "circle-open", 6),
+}
+NEUTRAL = "#8a94a0"
+
+
+def figure(height: int) -> go.Figure:
+    """An empty figure in the style of the page, which sets text and grid colours itself."""
+    made = go.Figure()
+    made.update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 13},
+        margin={"l": 64, "r": 16, "t": 16, "b": 52},
+        showlegend=False,
+        hovermode="closest",
+        hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "bottom"},
+    )
+    return made
+
+
+def axis(**properties: Any) -> dict[str, Any]:
+    """An axis in the style of the page."""
+    style = {
+        "zeroline": False,
+        "showline": False,
+        "ticks": "",
+        "tickfont": {"size": 12},
+        "automargin": True,
+    }
+    title = {"title": {"standoff": 12, "font": {"size": 13}} | properties.pop("title", {})}
+    return style | title | properties
+
+
+def points(
+    group: Group,
+    trials: Sequence[TrialView],
+    x: Sequence[Any],
+    y: Sequence[Any],
+    **properties: Any,
+) -> go.Scatter:
+    """The trials of one group at the given places, each with its number as custom data."""
+    mark = MARKS[group]
+    # A bound from below points to where the true peak is.
+    symbols = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
+    return go.Scatter(
+        x=x,
+        y=y,
+        name=WORDS[group],
+        customdata=[trial.number for trial in trials],
+        marker={
+            "color": mark.color,
+            "size": mark.size,
+            "symbol": symbols,
+            "opacity": 0.9,
+            "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
+        },
+        **({"mode": "markers"} | properties),
+    )
+
+
+def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> go.Scatter:
+    """A line that goes to the right, then up or down."""
+    return go.Scatter(
+        x=x,
+        y=y,
+        line={"shape": "hv", "width": 2, "color": color},
+        **({"mode": "lines", "hoverinfo": "skip", "showlegend": False} | properties),
+    )
+
+
+def full_hover(trial: TrialView) -> str:
+    """All that is known of a trial, in the subset of HTML that Plotly understands."""
+    lines = [line for name, text in trial.facts for line in textwrap.wrap(f"{name} {text}", 44)]
+    shown = [f"<b>Trial {trial.number}</b>, {WORDS[trial.group]}", *map(html.escape, lines)]
+    if trial.run_url is not None:
+        shown.append("<i>a click opens its run</i>")
+    return "<br>".join(shown)
+
+
+def template(group: Group, *lines: str) -> str:
+    """A hover text that Plotly fills in: the trial's number, then these lines."""
+    head = f"<b>Trial %{{customdata}}</b>, {WORDS[group]}"
+    return "<br>".join([head, *lines]) + "<extra></extra>"

@@ -1,0 +1,1 @@
+"""The search: specification, space, budget, storage, tracking, worker and commands."""

@@ -1,0 +1,181 @@
+"""`python -m study.best`: the best trial under a budget."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from objectives.errors import UserError
+from study import cli
+
+if TYPE_CHECKING:
+    from study.records import StudyRecord, TrialRecord
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code; 3 if no trial is within the budget."""
+    parser = cli.build_parser(
+        "study.best",
+        "[--study NAME] [--budget SIZE] [options]",
+        "Show the best trial of a study under a memory budget.",
+    )
+    cli.add_study_flags(parser)
+    parser.add_argument(
+        "--budget", metavar="SIZE", help="memory limit, such as 6GiB (default: the study's)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the trial as JSON")
+    parser.add_argument(
+        "--toml",
+        metavar="FILE",
+        help="write the configuration for study.run --config; - prints it",
+    )
+    return cli.main(parser, _best, argv)
+
+
+def _best(arguments: argparse.Namespace) -> int:
+    from study.budget import format_bytes
+    from study.records import find, read
+
+    budget = _parse_budget(arguments.budget)
+    record = read(find(arguments.study, arguments.storage, arguments.output_dir))
+    trial = record.best(budget)
+    if trial is None:
+        limit = format_bytes(record.budget if budget is None else budget)
+        cli.say(
+            f"study {record.name}: of {len(record.complete)} complete trials none is in {limit}"
+        )
+        return cli.NOTHING_FEASIBLE
+    if arguments.toml is not None:
+        text = as_toml(record, trial)
+        if arguments.toml == "-":
+            print(text, end="")
+            return cli.OK
+        try:
+            Path(arguments.toml).write_text(text)
+        except OSError as error:
+            raise UserError(
+                f"--toml {arguments.toml}: cannot be written ({error.strerror})"
+            ) from error
+    if arguments.json:
+        print(json.dumps(as_json(trial), indent=2))
+    elif arguments.toml is None:
+        print(trial_table(trial))
+    return cli.OK
+
+
+def _parse_budget(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        budget = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        budget = ByteSize(0)
+    if budget <= 0:
+        raise UserError(f"--budget {text}: write a size such as 6GiB or 800MiB")
+    return budget
+
+
+def as_json(trial: "TrialRecord") -> dict[str, Any]:
+    """A complete trial for machines; memory in bytes."""
+    return {
+        "trial": trial.number,
+        "ndcg_at_10": trial.quality,
+        "peak_memory_bytes": trial.peak_memory,
+        "seconds": trial.seconds,
+        "params": dict(trial.params),
+        "config": dict(trial.config),
+        "metrics": dict(trial.metrics),
+        "mlflow_run": trial.mlflow_run,
+    }
+
+
+def as_toml(record: "StudyRecord", trial: "TrialRecord") -> str:
+    """A specification for `study.run --config` that trains this configuration alone."""
+    lines = [f"# Trial {trial.number} of study {record.name}"]
+    lines += [
+        f"study = {json.dumps(f'{record.name}-trial-{trial.number}')}",
+        *(
+            f"{key} = {json.dumps(value)}"
+            for key, value in record.identity["request"].items()
+            if not isinstance(value, dict)
+        ),
+        "n_trials = 1",
+        f"seed = {trial.tags['seed']}",
+        f'memory_budget = "{record.budget}B"',
+    ]
+    for key, value in record.identity["request"].items():
+        if isinstance(value, dict) and value:
+            lines += [
+                "",
+                f"[{key}]",
+                *(f"{name} = {json.dumps(inner)}" for name, inner in value.items()),
+            ]
+    lines += [
+        "",
+        "[space]",
+        *(f"{name} = {json.dumps(value)}" for name, value in trial.config.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def trial_table(trial: "TrialRecord") -> str:
+    """A trial for people: what it reached, then how."""
+    from study.budget import format_bytes
+    from study.progress import short
+
+    assert trial.peak_memory is not None
+    rows = [
+        ("trial", str(trial.number)),
+        ("NDCG@10, validation", f"{trial.quality:.4f}"),
+        (
+            "NDCG@10, test",
+            f"{trial.metrics['test/ndcg_at_10']:.4f}"
+            if "test/ndcg_at_10" in trial.metrics
+            else "-",
+        ),
+        ("peak memory", format_bytes(trial.peak_memory)),
+        ("seconds", f"{trial.seconds:.1f}"),
+        *((name, short(value)) for name, value in trial.config.items()),
+    ]
+    return _aligned(rows)
+
+
+def front_table(record: "StudyRecord") -> str:
+    """The front for people: one row per trial, by rising memory."""
+    from study.budget import format_bytes
+    from study.progress import short
+
+    front = record.front()
+    if not front:
+        return f"no trial of study {record.name} fits the budget"
+    names = list(front[0].params)
+    header = ("trial", "memory", "NDCG@10", "test", *names)
+    rows = [
+        (
+            str(trial.number),
+            format_bytes(trial.peak_memory or 0),
+            f"{trial.quality:.4f}",
+            f"{trial.metrics.get('test/ndcg_at_10', float('nan')):.4f}",
+            *(short(trial.params.get(name, "-")) for name in names),
+        )
+        for trial in front
+    ]
+    popular = record.baseline.get("ndcg_at_10")
+    note = "" if popular is None else f"\nmost popular items: test NDCG@10 {popular:.4f}"
+    return f"Pareto front of study {record.name}\n" + _aligned([header, *rows]) + note
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The memory budget: its default, its floor, and what a peak says of a configuration."""
+
+from typing import TYPE_CHECKING
+
+import psutil
+
+from objectives.errors import UserError
+from objectives.trial import InfeasibleTrial
+from study.space import Space
+
+if TYPE_CHECKING:
+    import torch
+
+    from objectives.sequential import SequentialObjective
+
+_SHARE_OF_CARD = 0.9
+_SHARE_OF_MACHINE = 0.5
+
+CONSTRAINT = "memory"
+"""Name of the constraint that every trial carries."""
+
+
+def constraint(peak_bytes: int, budget: int) -> float:
+    """Violation of the budget, relative to it; feasible at or below 0."""
+    return peak_bytes / budget - 1
+
+
+def total_memory(device: "torch.device") -> int:
+    """Bytes of the card, or of the machine without one."""
+    if device.type == "cuda":
+        import torch
+
+        total: int = torch.cuda.get_device_properties(device).total_memory
+        return total
+    return int(psutil.virtual_memory().total)
+
+
+def resolve_budget(asked: int | None, device: "torch.device") -> int:
+    """The budget in bytes.
+
+    Raises:
+        UserError: There is not so much memory.
+    """
+    total = total_memory(device)
+    owner = "card" if device.type == "cuda" else "machine"
+    if asked is None:
+        return int(total * (_SHARE_OF_CARD if device.type == "cuda" else _SHARE_OF_MACHINE))
+    if asked > total:
+        raise UserError(
+            f"--memory-budget {format_bytes(asked)}: the {owner} has {format_bytes(total)}; ask "
+            "for no more than that"
+        )
+    return asked
+
+
+def check_floor(
+    objective: "SequentialObjective", space: Space, budget: int, device: "torch.device"
+) -> None:
+    """Measures one step of the smallest configuration and refuses a budget below its peak.
+
+    Raises:
+        UserError: The budget is below what the smallest configuration needs.
+    """
+    floors = []
+    for smallest in space.smallest():
+        shown = ", ".join(f"{name} {smallest.flat()[name]}" for name in space.open)
+        try:
+            floors.append((objective.probe(smallest, total_memory(device)), shown))
+        except InfeasibleTrial as error:
+            floors.append((error.peak_bytes, shown))
+    peak, shown = min(floors)
+    if peak > budget:
+        raise UserError(
+            f"--memory-budget {format_bytes(budget)}: the smallest configuration"
+            f"{f' ({shown})' if shown else ''} needs {format_bytes(peak)}; raise the budget, or "
+            "lower --space.max_length or --space.width"
+        )
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for people: KiB, MiB or GiB."""
+    if count < 2**20:
+        return f"{count / 2**10:.1f} KiB"
+    if count < 2**30:
+        return f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**30:.2f} GiB"

@@ -1,0 +1,82 @@
+"""What the commands share: sentences instead of stack traces, and how a study is named."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from objectives.errors import UserError
+
+OK, ERROR, USAGE, NOTHING_FEASIBLE = 0, 1, 2, 3
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong flag with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the sentence and exits with 2."""
+        self.exit(USAGE, f"{self.prog}: {message}; see --help\n")
+
+
+def build_parser(command: str, usage: str, description: str) -> Parser:
+    """A parser with the flags that every command has."""
+    parser = Parser(
+        prog=f"python -m {command}",
+        usage=f"python -m {command} {usage}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+    )
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    return parser
+
+
+def add_study_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose an existing study."""
+    parser.add_argument("--study", metavar="NAME", help="the study (default: the only one)")
+    parser.add_argument(
+        "--output-dir",
+        metavar="FOLDER",
+        type=Path,
+        default=Path(os.environ.get("PARETOCUT_OUTPUT_DIR", "runs")),
+        help="folder of the studies (default: runs)",
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        default=os.environ.get("PARETOCUT_STORAGE") or os.environ.get("OPTUNA_STORAGE"),
+        help="database of the study; also OPTUNA_STORAGE (default: in the study's folder)",
+    )
+
+
+def main(
+    parser: Parser, command: Callable[[argparse.Namespace], int], argv: list[str] | None
+) -> int:
+    """Runs a command: 2 and one sentence for what the user can mend, 1 for what is our fault."""
+    arguments = parser.parse_args(argv)
+    try:
+        return command(arguments)
+    except UserError as error:
+        if arguments.debug:
+            raise
+        say(f"{parser.prog}: {error}")
+        return USAGE
+    except BrokenPipeError:
+        sys.stderr.close()
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if arguments.debug:
+            raise
+        reason = " ".join(str(error).split())
+        say(f"{parser.prog}: {type(error).__name__}: {reason} (--debug shows where)")
+        return ERROR
+
+
+def say(message: str) -> None:
+    """A line for people, on standard error."""
+    print(message, file=sys.stderr, flush=True)

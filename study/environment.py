@@ -1,0 +1,69 @@
+"""What a trial ran on: kept with it, so that figures can be compared."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from objectives.errors import UserError
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device to train on; "auto" takes CUDA where there is one.
+
+    Raises:
+        UserError: The device does not exist.
+    """
+    count = torch.cuda.device_count()
+    if asked == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if asked == "cpu":
+        return torch.device("cpu")
+    index = int(asked.partition(":")[2] or 0)
+    if index >= count:
+        found = f"torch sees {count} CUDA devices" if count else "torch sees no CUDA device here"
+        raise UserError(f"--device {asked}: {found}; use --device cpu or leave the flag out")
+    return torch.device("cuda", index)
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Card, driver, versions and commit, as tags."""
+    tags = {
+        "paretocut": version("paretocut"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "optuna": version("optuna"),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        tags["gpu"] = torch.cuda.get_device_name(device)
+        tags["driver"] = _driver()
+    if commit := _commit():
+        tags["commit"] = commit
+    return tags
+
+
+def _driver() -> str:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return "unknown"
+
+
+def _commit() -> str:
+    """The commit of a checkout that this code runs from; nothing elsewhere."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,88 @@
+"""What a person sees while trials run: a live line on a terminal, plain lines elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from objectives.trial import QUALITY
+from study.budget import format_bytes
+from study.records import StudyRecord, TrialRecord
+
+_WORDS = {"complete": "ok", "infeasible": "over budget"}
+
+
+class StudyProgress:
+    """Use as a context manager around the trials; writes to standard error only."""
+
+    def __init__(self, n_trials: int, console: Console, *, live: bool) -> None:
+        self._console = console
+        self._live = live
+        self._bar = Progress(
+            TextColumn("trials"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[tally]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[running]}"),
+            console=console,
+            disable=not live,
+        )
+        self._task = self._bar.add_task("trials", total=n_trials, tally="", running="")
+
+    def __enter__(self) -> "StudyProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """A line of its own, above the live one."""
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, record: StudyRecord, number: int) -> None:
+        """A trial begins."""
+        best = record.best()
+        tally = f"{len(record.complete)} within budget"
+        if best is not None:
+            tally += f", best {best.quality:.4f}"
+        self._bar.update(
+            self._task, completed=len(record.finished), tally=tally, running=f"trial {number}"
+        )
+
+    def epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """A trial has finished an epoch."""
+        shown = f"trial {number}: epoch {epoch}, NDCG@10 {metrics.get(QUALITY, 0):.4f}"
+        if "memory/peak_bytes" in metrics:
+            shown += f", {format_bytes(metrics['memory/peak_bytes'])}"
+        self._bar.update(self._task, running=shown)
+
+    def ended(self, record: StudyRecord, trial: TrialRecord) -> None:
+        """A trial has ended."""
+        best = record.best()
+        self._bar.update(self._task, completed=len(record.finished), running="")
+        self.say(trial_line(trial, best))
+
+
+def trial_line(trial: TrialRecord, best: TrialRecord | None) -> str:
+    """One line for one trial: number, outcome, quality, memory, parameters, time, best so far."""
+    parts = [f"trial {trial.number:>3} {_WORDS.get(trial.outcome, trial.outcome):<11}"]
+    if trial.quality is not None:
+        parts.append(f"NDCG@10 {trial.quality:.4f}")
+    if trial.peak_memory is not None:
+        parts.append(("at least " if trial.at_least else "") + format_bytes(trial.peak_memory))
+    parts += [f"{name} {short(value)}" for name, value in trial.params.items()]
+    if trial.seconds is not None:
+        parts.append(f"{trial.seconds:.1f} s")
+    if trial.reason:
+        parts.append(trial.reason)
+    if best is not None:
+        parts.append(f"best {best.quality:.4f} (trial {best.number})")
+    return "  ".join(parts)
+
+
+def short(value: Any) -> str:
+    """A setting's value for people."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

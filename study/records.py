@@ -1,0 +1,187 @@
+"""A study as it stands, read from its storage: what status, best, the report and the app show."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives.errors import UserError
+from study.front import pareto_front
+from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
+
+Outcome = Literal["complete", "infeasible", "diverged", "pruned", "failed", "running", "waiting"]
+
+RESULT = "result"
+"""User attribute of a trial with all that was measured; see `TrialRecord`."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial.
+
+    Attributes:
+        number: Its number in the study, from 0.
+        outcome: How it ended.
+        reason: Why, where it did not train to its end.
+        params: What the search chose.
+        config: Every setting, those fixed included; empty while running.
+        quality: Validation NDCG@10; None unless complete.
+        peak_memory: Bytes; None where not known.
+        at_least: True where the peak is a lower bound.
+        peak_reserved: Bytes reserved by the allocator; None without a GPU.
+        seconds: Wall time.
+        epochs: Epochs trained.
+        metrics: Validation and test metrics of the weights that were kept.
+        started: When it began.
+        finished: When it ended.
+        tags: Seed, card, driver and versions that it ran with.
+        retry_of: The failed trial that this one repeats.
+        mlflow_run: Its run in MLflow, once it has one.
+    """
+
+    number: int
+    outcome: Outcome
+    reason: str
+    params: Mapping[str, Any]
+    config: Mapping[str, Any]
+    quality: float | None
+    peak_memory: int | None
+    at_least: bool
+    peak_reserved: int | None
+    seconds: float | None
+    epochs: int
+    metrics: Mapping[str, float]
+    started: datetime | None
+    finished: datetime | None
+    tags: Mapping[str, str]
+    retry_of: int | None
+    mlflow_run: str | None
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study and its trials, by number.
+
+    Attributes:
+        name: Its name.
+        identity: What it was created with; see `study.run`.
+        trials: All trials.
+        baseline: Test metrics of recommending the most popular items.
+        mlflow_run: The study's own run in MLflow, once it has one.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    trials: tuple[TrialRecord, ...]
+    baseline: Mapping[str, float]
+    mlflow_run: str | None
+
+    @property
+    def budget(self) -> int:
+        """The memory budget in bytes."""
+        return int(self.identity["memory_budget"])
+
+    @property
+    def finished(self) -> list[TrialRecord]:
+        """Trials that count towards the total: all that ended by their configuration's doing."""
+        uncounted = ("failed", "running", "waiting")
+        return [trial for trial in self.trials if trial.outcome not in uncounted]
+
+    @property
+    def complete(self) -> list[TrialRecord]:
+        """Trials that trained to their end within the budget."""
+        return [trial for trial in self.trials if trial.outcome == "complete"]
+
+    def front(self) -> list[TrialRecord]:
+        """Complete trials that no other beats in both quality and memory, by rising memory."""
+        complete = self.complete
+        return [complete[index] for index in pareto_front([point(trial) for trial in complete])]
+
+    def best(self, budget: int | None = None) -> TrialRecord | None:
+        """The best complete trial whose peak is within a budget (the study's, by default)."""
+        limit = self.budget if budget is None else budget
+        inside = [trial for trial in self.front() if point(trial)[1] <= limit]
+        return inside[-1] if inside else None
+
+
+def point(trial: TrialRecord) -> tuple[float, float]:
+    """Quality and peak memory of a complete trial."""
+    assert trial.quality is not None
+    assert trial.peak_memory is not None
+    return trial.quality, trial.peak_memory
+
+
+def read(ledger: Ledger) -> StudyRecord:
+    """The study as it stands."""
+    runs = {number: run.run_id for number, run in ledger.runs().items()}
+    trials = ledger.study.get_trials(deepcopy=False)
+    return StudyRecord(
+        ledger.study.study_name,
+        ledger.identity,
+        tuple(_trial(trial, runs.get(trial.number)) for trial in trials),
+        ledger.study.user_attrs.get("baseline", {}),
+        runs.get(PARENT),
+    )
+
+
+def _trial(trial: FrozenTrial, mlflow_run: str | None) -> TrialRecord:
+    result = trial.user_attrs.get(RESULT, {})
+    outcome: Outcome = {
+        TrialState.RUNNING: "running",
+        TrialState.WAITING: "waiting",
+        TrialState.FAIL: "failed",
+    }.get(trial.state, result.get("outcome", "pruned"))
+    return TrialRecord(
+        number=trial.number,
+        outcome=outcome,
+        reason=result.get("reason", ""),
+        params=trial.params,
+        config=result.get("config", {}),
+        quality=trial.values[0] if trial.values else None,
+        peak_memory=result.get("peak_memory"),
+        at_least=result.get("at_least", False),
+        peak_reserved=result.get("peak_reserved"),
+        seconds=result.get("seconds"),
+        epochs=result.get("epochs", 0),
+        metrics=result.get("metrics", {}),
+        started=trial.datetime_start,
+        finished=trial.datetime_complete,
+        tags=result.get("tags", {}),
+        retry_of=trial.user_attrs.get("retry_of"),
+        mlflow_run=mlflow_run,
+    )
+
+
+def find(study: str | None, storage: str | None, output_dir: Path) -> Ledger:
+    """The study that a command means; without a name, the only one there is.
+
+    Raises:
+        UserError: There is none, or several; those that exist are listed.
+    """
+    if storage is None:
+        names = sorted(path.parent.name for path in output_dir.glob("*/study.db"))
+        where = f"{output_dir}/"
+    else:
+        file = sqlite_file(storage)
+        if file is not None and not file.is_file():
+            raise UserError(f"--storage {storage}: there is no such file")
+        database = connect(storage)
+        names = sorted(optuna.get_all_study_names(database))
+        where = hide_password(storage)
+    if not names:
+        raise UserError(f"{where}: there is no study; start one with python -m study.run")
+    if study is None and len(names) > 1:
+        raise UserError(f"{where}: choose one with --study from: {', '.join(names)}")
+    name = study or names[0]
+    if name not in names:
+        raise UserError(f"--study {name}: not in {where}, which has: {', '.join(names)}")
+    if storage is None:
+        database = connect(default_storage(output_dir, name))
+    ledger = Ledger.open(database, name)
+    if ledger is None:
+        raise UserError(f"--study {name}: {where} holds a study of another name")
+    return ledger

@@ -1,0 +1,297 @@
+"""`python -m study.run`: a study from start to report. The composition root."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from objectives.errors import UserError
+from study import cli
+from study.spec import StudySpec, add_spec_flags, load_spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from objectives.data import PreparedData
+    from study.ledger import Ledger
+    from study.records import StudyRecord
+    from study.space import Space
+
+_DESCRIPTION = """\
+Search negatives, batch size and learning rate of a sequential recommender under a memory budget.
+The same command continues a study that was interrupted; a larger --n-trials extends it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code.
+
+    0: done. 1: the machine failed. 2: the request cannot be carried out. 3: no trial fits the
+    budget. 130 and 143: stopped by Ctrl-C or SIGTERM, to be continued by the same command.
+    """
+    parser = cli.build_parser(
+        "study.run", "[--data NAME|PATH] [--memory-budget SIZE] [options]", _DESCRIPTION
+    )
+    parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with the same keys")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the study and one sampled trial, then stop"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_spec_flags(parser)
+    return cli.main(parser, _run, argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    spec = load_spec(vars(arguments), arguments.config)
+
+    from objectives.data import prepare
+
+    data = prepare(spec.data_config)
+    for note in data.notes:
+        cli.say(f"{data.name}: {note}")
+
+    from study.environment import choose_device
+    from study.space import build_space
+
+    device = choose_device(spec.device)
+    space = build_space(spec.space, data.num_items, len(data.train))
+    if arguments.dry_run:
+        print(json.dumps(_dry_run(spec, data, space, device), indent=2))
+        return cli.OK
+    return _run_study(spec, data, space, device, as_json=arguments.json)
+
+
+def _identity(
+    spec: StudySpec, data: "PreparedData", space: "Space", device: "torch.device", budget: int
+) -> dict[str, Any]:
+    """What makes a study the same study: one may be continued only if all of it agrees."""
+    from objectives.memory import memory_source
+
+    return {
+        "data": {"name": data.name, "digest": data.digest, "split": spec.split},
+        "space": space.as_dict(),
+        "open": sorted(space.open),
+        "memory_budget": budget,
+        "memory_source": memory_source(device),
+        "seed": spec.seed,
+        # How the data was asked for, so that study.best can ask for it again.
+        "request": _request(spec),
+    }
+
+
+def _request(spec: StudySpec) -> dict[str, Any]:
+    request = spec.data_config.model_dump(exclude_none=True)
+    if Path(spec.data).exists():
+        request["data"] = str(Path(spec.data).resolve())
+    return request
+
+
+def _dry_run(
+    spec: StudySpec, data: "PreparedData", space: "Space", device: "torch.device"
+) -> dict[str, Any]:
+    import optuna
+
+    from study.budget import resolve_budget
+    from study.sampling import build_sampler
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    budget = resolve_budget(spec.memory_budget, device)
+    trial = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=build_sampler(spec.seed, 0)
+    ).ask()
+    return {
+        "study": spec.study or data.name,
+        "device": str(device),
+        **_identity(spec, data, space, device, budget),
+        "n_trials": spec.n_trials,
+        "sampled_trial": space.suggest(trial).flat(),
+    }
+
+
+def _run_study(
+    spec: StudySpec,
+    data: "PreparedData",
+    space: "Space",
+    device: "torch.device",
+    *,
+    as_json: bool,
+) -> int:
+    from rich.console import Console
+
+    from objectives.sequential import SequentialObjective
+    from study.environment import describe
+    from study.ledger import default_storage
+    from study.progress import StudyProgress
+    from study.records import read
+    from study.sampling import build_sampler
+    from study.tracking import Tracker, check_server
+    from study.worker import MachineFailedError, Stop, Worker
+
+    name = spec.study or data.name
+    check_server(spec.tracking_store)
+    objective = SequentialObjective(data, device)
+    folder = spec.output_dir / name
+    ledger = _open_study(
+        spec, spec.storage or default_storage(spec.output_dir, name), name, objective, space
+    )
+    before = read(ledger)
+    ledger.study.sampler = build_sampler(spec.seed, len(before.trials))
+    cli.say(
+        f"study {name}: {spec.n_trials} trials on {device}, "
+        + (f"{len(before.finished)} of them done; " if before.finished else "")
+        + _budget_sentence(before)
+    )
+
+    console = Console(stderr=True)
+    tags = describe(device)
+    failure = ""
+    with (
+        StudyProgress(spec.n_trials, console, live=console.is_terminal) as progress,
+        Tracker(ledger, spec.tracking_store, spec.output_dir, tags, progress.say) as tracker,
+    ):
+        stop = Stop(progress.say)
+        worker = Worker(
+            ledger,
+            space,
+            objective,
+            seed=spec.seed,
+            tags=tags,
+            progress=progress,
+            tracker=tracker,
+            stop=stop,
+        )
+        try:
+            with stop.listening():
+                worker.run(spec.n_trials, spec.timeout.total_seconds() if spec.timeout else None)
+        except MachineFailedError as error:
+            failure = str(error)
+        except KeyboardInterrupt:
+            progress.say("stopped; the running trial will be tried again")
+        tracker.drain()  # so that the report can link to the runs
+        record = read(ledger)
+        report = _write_report(record, folder, spec.tracking_store)
+        tracker.close("KILLED" if failure or stop.code else "FINISHED", report)
+    if tracker.untold:
+        cli.say(
+            f"MLflow was not told everything ({tracker.untold}); the values are kept, and the "
+            "next python -m study.run sends them"
+        )
+    _print_result(record, report, spec, as_json=as_json)
+    if failure:
+        cli.say(f"python -m study.run: {failure}; the same command continues the study")
+        return cli.ERROR
+    if stop.code:
+        return stop.code
+    return cli.OK if record.complete else cli.NOTHING_FEASIBLE
+
+
+def _open_study(
+    spec: StudySpec, storage_url: str, name: str, objective: Any, space: "Space"
+) -> "Ledger":
+    """The study of that name, checked to be the same, or a new one; nothing is written before."""
+    from objectives.evaluation import most_popular
+    from study.budget import check_floor, resolve_budget
+    from study.ledger import Ledger, connect, sqlite_file
+
+    budget = resolve_budget(spec.memory_budget, objective.device)
+    file = sqlite_file(storage_url)
+    if file is None or file.is_file():
+        storage = connect(storage_url)
+        ledger = Ledger.open(storage, name)
+        if ledger is not None:
+            if spec.memory_budget is None:  # the default may differ a little after a reboot
+                budget = ledger.identity["memory_budget"]
+            asked = _identity(spec, objective.data, space, objective.device, budget)
+            _refuse_difference(name, ledger.identity, asked)
+            _make_folder(spec.output_dir / name)
+            return ledger
+    check_floor(objective, space, budget, objective.device)
+    baseline = most_popular(objective.data)
+    if file is not None:
+        _make_folder(file.parent)
+        storage = connect(storage_url)
+    _make_folder(spec.output_dir / name)
+    identity = _identity(spec, objective.data, space, objective.device, budget)
+    ledger = Ledger.create(storage, name, identity)
+    ledger.study.set_user_attr("baseline", baseline)
+    return ledger
+
+
+def _refuse_difference(name: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    differences = []
+    for key, value in asked.items():
+        if key == "request":  # the data's digest says whether it is the same
+            continue
+        old = stored.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            names = dict.fromkeys([*old, *value])
+            pairs = [(f"{key}.{part}", old.get(part), value.get(part)) for part in names]
+        else:
+            pairs = [(key, old, value)]
+        differences += [f"{part} was {a}, is {b}" for part, a, b in pairs if a != b]
+    if differences:
+        raise UserError(
+            f"--study {name}: it was started differently ({'; '.join(differences)}); use the same "
+            "flags to continue it, or another --study to start anew"
+        )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output-dir {path}: the folder cannot be made ({error.strerror}); name another"
+        ) from error
+
+
+def _budget_sentence(record: "StudyRecord") -> str:
+    from study.budget import format_bytes
+
+    source = {"cuda": "CUDA allocator", "tracked": "tracked tensor allocations, no GPU"}
+    measured = source[record.identity["memory_source"]]
+    return f"memory budget {format_bytes(record.budget)} ({measured})"
+
+
+def _write_report(record: "StudyRecord", folder: Path, tracking_store: str) -> list[Path]:
+    """The report, or nothing where it cannot be written: that must not cost the result."""
+    from dashboards.report import write_report
+
+    try:
+        return [write_report(record, folder / "report.html", tracking_store)]
+    except UserError as error:
+        cli.say(f"python -m study.run: {error}")
+        return []
+
+
+def _print_result(
+    record: "StudyRecord", report: list[Path], spec: StudySpec, *, as_json: bool
+) -> None:
+    from study.best import as_json as trial_as_json
+    from study.best import front_table
+
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "study": record.name,
+                    "trials": len(record.finished),
+                    "feasible": len(record.complete),
+                    "front": [trial_as_json(trial) for trial in record.front()],
+                    "baseline": record.baseline,
+                    "report": str(report[0]) if report else None,
+                },
+                indent=2,
+            )
+        )
+    else:
+        print(front_table(record))
+    for path in report:
+        cli.say(f"report: {path}")
+    if spec.tracking_uri is None:
+        mlflow = Path(sys.executable).parent / "mlflow"
+        cli.say(f"MLflow: {mlflow} ui --backend-store-uri {spec.tracking_store}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

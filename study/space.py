@@ -1,0 +1,203 @@
+"""What a trial may vary."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from objectives.config import SETTINGS, TrialConfig
+from objectives.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+Value = int | float | str
+
+# Their values only make sense together with others: a range would hit few that do.
+_NO_RANGE = ("width", "num_heads")
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers from low to high; searched logarithmically where both are positive."""
+
+    low: int | float
+    high: int | float
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> Value:
+        """One value for the trial."""
+        log = self.low > 0
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=log)
+        return trial.suggest_float(name, self.low, self.high, log=log)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of a few values."""
+
+    values: tuple[Value, ...]
+
+    def suggest(self, trial: "optuna.Trial", name: str) -> Value:
+        """One value for the trial."""
+        value = trial.suggest_categorical(name, list(self.values))
+        assert value is not None
+        return value
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is open and what is fixed.
+
+    Attributes:
+        open: Settings that every trial chooses.
+        fixed: Settings with one value for all trials; the others have their defaults.
+    """
+
+    open: dict[str, Range | Choices]
+    fixed: dict[str, Value]
+
+    def suggest(self, trial: "optuna.Trial") -> TrialConfig:
+        """The configuration of a trial."""
+        suggested = {name: part.suggest(trial, name) for name, part in self.open.items()}
+        return TrialConfig.from_flat({**self.fixed, **suggested})
+
+    def smallest(self) -> list[TrialConfig]:
+        """The configurations with the least of every number, one for each choice of words."""
+        least: dict[str, Value] = {}
+        words: dict[str, tuple[Value, ...]] = {}
+        for name, part in self.open.items():
+            if isinstance(part, Range):
+                least[name] = part.low
+            elif isinstance(part.values[0], str):
+                words[name] = part.values
+            else:
+                least[name] = min(part.values, key=float)
+        return [
+            TrialConfig.from_flat({**self.fixed, **least, **dict(zip(words, chosen, strict=True))})
+            for chosen in itertools.product(*words.values())
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The space as the user would write it, defaults of fixed settings included."""
+        defaults = TrialConfig().flat()
+        shown = {
+            name: [part.low, part.high] if isinstance(part, Range) else list(part.values)
+            for name, part in self.open.items()
+        }
+        return {**defaults, **self.fixed, **shown}
+
+
+def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Space:
+    """The space that the user asked for, with the default ranges for what was not named.
+
+    Args:
+        asked: Setting -> one value (fixed), two numbers (a range), or more values or words
+            (choices).
+        num_items: V; sampled negatives range to V-1.
+        num_sequences: Training sequences; the batch size ranges to that.
+
+    Raises:
+        UserError: A setting is unknown, a value or a combination is not possible.
+    """
+    for name in asked:
+        if name not in SETTINGS:
+            raise UserError(
+                f"--space.{name}: there is no such setting; choose from {', '.join(SETTINGS)}"
+            )
+    default: dict[str, Any] = {
+        "negatives": _default_range(16, min(8192, num_items - 1)),
+        "batch_size": _default_range(8, min(4096, num_sequences)),
+        "learning_rate": [1e-4, 1e-2],
+    }
+    if asked.get("loss") in ("cce", ["cce"]):
+        del default["negatives"]  # the full softmax has none
+    asked = default | asked
+
+    parts = {name: _parse(name, raw) for name, raw in asked.items()}
+    limits = [("batch_size", num_sequences, f"the data has {num_sequences:,} training sequences")]
+    if parts.get("loss") != "cce":
+        limits.append(("negatives", num_items - 1, f"the catalogue has {num_items:,} items"))
+    for name, limit, why in limits:
+        if (largest := _largest(parts[name])) > limit:
+            raise UserError(f"--space.{name} {largest:g}: {why}; use at most {limit}")
+    space = Space(
+        {name: part for name, part in parts.items() if isinstance(part, (Range, Choices))},
+        {name: part for name, part in parts.items() if not isinstance(part, (Range, Choices))},
+    )
+    _check_combinations(space)
+    return space
+
+
+def _default_range(low: int, high: int) -> int | list[int]:
+    return [low, high] if low < high else high
+
+
+def _parse(name: str, raw: Any) -> Range | Choices | Value:
+    values = [_value(name, item) for item in (raw if isinstance(raw, list) else [raw])]
+    if not values:
+        raise UserError(f"--space.{name}: give at least one value")
+    if len(values) == 1:
+        return values[0]
+    if len(set(values)) < len(values):
+        raise UserError(f"--space.{name}: a value stands there twice")
+    if len(values) > 2 or isinstance(values[0], str) or name in _NO_RANGE:
+        return Choices(tuple(values))
+    low, high = values
+    assert not isinstance(low, str)
+    assert not isinstance(high, str)
+    if low > high:
+        raise UserError(f"--space.{name} {low} {high}: the range is inverted; write {high} {low}")
+    return Range(low, high)
+
+
+def _value(name: str, raw: Any) -> Value:
+    """One value, checked against the setting's type and bounds."""
+    kind = SETTINGS[name].annotation
+    typed: Value
+    try:
+        if kind is str or kind not in (int, float):
+            typed = str(raw)
+        elif isinstance(raw, bool) or not math.isfinite(float(raw)):
+            raise ValueError
+        else:
+            typed = float(raw)
+            if kind is int:
+                if typed != int(typed):
+                    raise ValueError
+                typed = int(typed)
+    except (TypeError, ValueError):
+        number = "an integer" if kind is int else "a number"
+        raise UserError(f"--space.{name} {raw}: not {number}") from None
+    try:
+        # One head goes with any width: here only the setting's own bounds are judged.
+        TrialConfig.from_flat(
+            {"num_heads": 1, **({"width": typed} if name == "num_heads" else {}), name: typed}
+        )
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"--space.{name} {raw}: {message[:1].lower()}{message[1:]}") from None
+    return typed
+
+
+def _largest(part: Range | Choices | Value) -> float:
+    if isinstance(part, Range):
+        return part.high
+    values = part.values if isinstance(part, Choices) else (part,)
+    return max(float(value) for value in values)
+
+
+def _check_combinations(space: Space) -> None:
+    options: dict[str, tuple[Value, ...]] = {}
+    for name in _NO_RANGE:
+        part = space.open.get(name)
+        if isinstance(part, Choices):
+            options[name] = part.values
+    for values in itertools.product(*options.values()):
+        try:
+            TrialConfig.from_flat({**space.fixed, **dict(zip(options, values, strict=True))})
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise UserError(f"--space: {message}") from None

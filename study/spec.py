@@ -1,0 +1,222 @@
+"""What the user asked for: one validated model, from flags, environment and a TOML file.
+
+Torch, Optuna and MLflow are not imported here: `--help` and a wrong flag answer at once.
+"""
+
+import argparse
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+
+from objectives.config import SETTINGS, ColumnsConfig, DataConfig
+from objectives.errors import UserError
+
+_FOREIGN_VARIABLES = {"storage": "OPTUNA_STORAGE", "tracking_uri": "MLFLOW_TRACKING_URI"}
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def _parse_duration(value: Any) -> Any:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d|)\s*", str(value))
+    if not match:
+        raise ValueError("write a duration such as 90s, 30m or 2h")
+    return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+
+
+def _parse_bytes(value: Any) -> Any:
+    try:
+        return ByteSize._validate(value, None)  # type: ignore[arg-type]
+    except Exception:
+        raise ValueError("write a size such as 6GiB or 800MiB") from None
+
+
+class StudySpec(DataConfig):
+    """A study: data, space, budget and how far to go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: str | None = Field(
+        None,
+        pattern=r"^\w[\w.+-]*$",
+        max_length=200,
+        description="name of the study (default: that of the data)",
+    )
+    n_trials: int = Field(
+        12, ge=1, description="trials in the whole study, earlier runs of the command included"
+    )
+    timeout: Annotated[timedelta, BeforeValidator(_parse_duration)] | None = Field(
+        None, description="start no further trial after this long, such as 90s, 30m or 2h"
+    )
+    memory_budget: Annotated[ByteSize, BeforeValidator(_parse_bytes)] | None = Field(
+        None,
+        gt=0,
+        description="what a trial may allocate, such as 6GiB (default: 90 %% of the card, or half "
+        "of the machine's memory without one)",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seeds the sampler and, with its number, a trial"
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
+    )
+    output_dir: Path = Field(
+        Path("runs"), description="folder of studies, reports and MLflow's store"
+    )
+    storage: str | None = Field(
+        None,
+        description="database of the study, as an SQLAlchemy URL; also OPTUNA_STORAGE (default: "
+        "SQLite in the study's folder)",
+    )
+    tracking_uri: str | None = Field(
+        None,
+        description="MLflow server or store; also MLFLOW_TRACKING_URI (default: SQLite in the "
+        "output folder)",
+    )
+    space: dict[str, Any] = Field(
+        default_factory=dict, description="settings of a trial: fixed, ranges or choices"
+    )
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The part that says which data."""
+        return DataConfig.model_validate(
+            {name: getattr(self, name) for name in DataConfig.model_fields}
+        )
+
+    @property
+    def tracking_store(self) -> str:
+        """URI of MLflow's store."""
+        return self.tracking_uri or f"sqlite:///{self.output_dir.absolute() / 'mlflow.db'}"
+
+
+def add_spec_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every field of a specification and every setting of a trial."""
+    data = parser.add_argument_group("data")
+    study = parser.add_argument_group("study")
+    for name, field in StudySpec.model_fields.items():
+        if name == "space":
+            continue
+        group = data if name in DataConfig.model_fields else study
+        if name == "columns":
+            for column, column_field in ColumnsConfig.model_fields.items():
+                group.add_argument(
+                    f"--columns.{column}", metavar="NAME", help=column_field.description
+                )
+            continue
+        shown = "" if field.default is None else f" (default: {field.default})"
+        group.add_argument(
+            _flag(name),
+            dest=name,
+            metavar=_METAVARS.get(name, "X"),
+            help=f"{field.description}{shown}",
+        )
+    space = parser.add_argument_group(
+        "settings of a trial",
+        "One value fixes a setting; two numbers open a range (searched logarithmically where both "
+        "are positive); more values, or words, are choices. Open by default: negatives 16 to "
+        "min(8192, items - 1), batch_size 8 to min(4096, sequences), learning_rate 1e-4 to 1e-2.",
+    )
+    for name, field in SETTINGS.items():
+        space.add_argument(
+            f"--space.{name}",
+            nargs="+",
+            metavar="X",
+            help=f"{field.description} (default: {field.default})",
+        )
+
+
+_METAVARS = {
+    "data": "NAME|PATH",
+    "split": "SPLIT",
+    "min_item_users": "N",
+    "min_user_items": "N",
+    "study": "NAME",
+    "n_trials": "N",
+    "timeout": "TIME",
+    "memory_budget": "SIZE",
+    "seed": "N",
+    "device": "DEVICE",
+    "output_dir": "FOLDER",
+    "storage": "URL",
+    "tracking_uri": "URI",
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def load_spec(flags: Mapping[str, Any], config: Path | None = None) -> StudySpec:
+    """The specification: flags over environment variables over the TOML file over defaults.
+
+    Args:
+        flags: Values by flag name, dotted where nested; None where not given.
+        config: The TOML file.
+
+    Raises:
+        UserError: A key is unknown or a value does not fit; the message says where it stands.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if config is not None:
+        for name, value in _flatten(_read_toml(config)).items():
+            values[name], origins[name] = value, f"{config}: {name}"
+    for name in _names():
+        variable = "PARETOCUT_" + name.upper().replace(".", "_")
+        for candidate in (_FOREIGN_VARIABLES.get(name), variable):
+            if candidate and (text := os.environ.get(candidate)):
+                values[name] = text.split() if name.startswith("space.") else text
+                origins[name] = candidate
+        if flags.get(name) is not None:
+            values[name] = flags[name]
+            origins[name] = f"--{name}" if "." in name else _flag(name)
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[key] = value
+    try:
+        return StudySpec.model_validate(nested)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UserError(_sentence(origins.get(name, name), first)) from None
+
+
+def _names() -> list[str]:
+    names = [name for name in StudySpec.model_fields if name not in ("columns", "space")]
+    names += [f"columns.{name}" for name in ColumnsConfig.model_fields]
+    return names + [f"space.{name}" for name in SETTINGS]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not TOML: {error}") from error
+
+
+def _flatten(table: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in table.items():
+        if name in ("columns", "space") and isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _sentence(where: str, error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key; keys are {', '.join(_names())}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch":
+        message = "not one of the forms that --help lists"
+    shown = error["input"] if isinstance(error["input"], (str, int, float)) else ""
+    return f"{where} {shown}".strip() + f": {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,63 @@
+"""`python -m study.status`: how far a study is."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+
+from study import cli
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = cli.build_parser(
+        "study.status", "[--study NAME] [options]", "Show how far a study is."
+    )
+    cli.add_study_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print the status as JSON")
+    return cli.main(parser, _status, argv)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from study.best import as_json, front_table
+    from study.budget import format_bytes
+    from study.records import find, read
+
+    ledger = find(arguments.study, arguments.storage, arguments.output_dir)
+    record = read(ledger)
+    outcomes = Counter(trial.outcome for trial in record.trials)
+    running = [
+        (trial.number, ledger.epochs(trial.number))
+        for trial in record.trials
+        if trial.outcome == "running"
+    ]
+    if arguments.json:
+        best = record.best()
+        print(
+            json.dumps(
+                {
+                    "study": record.name,
+                    "memory_budget_bytes": record.budget,
+                    "finished": len(record.finished),
+                    "outcomes": dict(outcomes),
+                    "running": [
+                        {"trial": number, "epochs": len(epochs)} for number, epochs in running
+                    ],
+                    "best": None if best is None else as_json(best),
+                    "front": [trial.number for trial in record.front()],
+                },
+                indent=2,
+            )
+        )
+        return cli.OK
+    shown = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    print(f"study {record.name}: {len(record.finished)} trials finished ({shown or 'none yet'})")
+    print(f"memory budget {format_bytes(record.budget)}")
+    for number, epochs in running:
+        print(f"trial {number} is running, {len(epochs)} epochs done")
+    print(front_table(record))
+    return cli.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Runs trials one after the other until the study has its total."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import optuna
+import psutil
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives.errors import UserError
+from objectives.trial import (
+    QUALITY,
+    DivergedTrial,
+    InfeasibleTrial,
+    Objective,
+    TrialResult,
+)
+from study import budget, cli
+from study.ledger import Ledger
+from study.progress import StudyProgress
+from study.records import RESULT, StudyRecord, read
+from study.space import Space
+from study.tracking import Tracker
+
+_MAX_RETRIES = 2
+"""How often a trial that the machine failed is tried again."""
+
+_MAX_FAULTS_IN_A_ROW = 3
+"""After so many the machine is not going to mend itself."""
+
+
+class MachineFailedError(Exception):
+    """Several trials in a row failed for reasons that are not theirs."""
+
+
+class Stop:
+    """Whether the user has asked to stop; 0 is no, else the exit code.
+
+    The first Ctrl-C or SIGTERM lets the running trial end; the second ends it at once.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.code = 0
+        self._say = say
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles the signals within the block."""
+        previous = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.code:
+            raise KeyboardInterrupt
+        self.code = cli.INTERRUPTED if number == signal.SIGINT else cli.TERMINATED
+        self._say("stopping once the running trial has ended; again to stop at once")
+
+
+class _Context:
+    """What the objective is given; see `objectives.trial.TrialContext`."""
+
+    def __init__(
+        self, seed: int, memory_budget: int, report: Callable[[int, Mapping[str, float]], None]
+    ) -> None:
+        self.seed = seed
+        self.memory_budget = memory_budget
+        self.report = report
+
+
+class Worker:
+    """One worker of a study.
+
+    Attributes:
+        ledger: The study.
+        space: What a trial may vary.
+        objective: What runs a trial.
+        seed: The study's seed.
+        tags: Kept with every trial: card, driver, versions.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        space: Space,
+        objective: Objective,
+        *,
+        seed: int,
+        tags: Mapping[str, str],
+        progress: StudyProgress,
+        tracker: Tracker | None,
+        stop: Stop,
+    ) -> None:
+        self.ledger = ledger
+        self.space = space
+        self.objective = objective
+        self.seed = seed
+        self.tags = dict(tags)
+        self._study = ledger.study
+        self._budget = int(ledger.identity["memory_budget"])
+        self._progress = progress
+        self._tracker = tracker
+        self._stop = stop
+
+    def run(self, n_trials: int, timeout: float | None = None) -> None:
+        """Runs trials until the study has its total, time is up, or the user stops it.
+
+        Raises:
+            MachineFailedError: Several trials in a row failed for the machine's reasons.
+            KeyboardInterrupt: The user stopped it at once; the running trial will be retried.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        recover_lost(self.ledger)
+        faults = 0
+        while not self._stop.code and (deadline is None or time.monotonic() < deadline):
+            record = read(self.ledger)
+            if len(record.finished) >= n_trials:
+                return
+            fault = self._run_trial(record)
+            faults = faults + 1 if fault else 0
+            if faults == _MAX_FAULTS_IN_A_ROW:
+                raise MachineFailedError(
+                    f"{faults} trials in a row failed, not by their configuration: {fault}"
+                )
+
+    def _run_trial(self, record: StudyRecord) -> str:
+        """Runs one trial to its end; returns what the machine did wrong, or nothing."""
+        trial = self._study.ask()
+        number = trial.number
+        trial.set_user_attr("worker", _this_process())
+        seed = trial.user_attrs.get("seed", self.seed + number)
+        trial.set_user_attr("seed", seed)
+        begin = time.perf_counter()
+        result: dict[str, Any] = {"tags": {**self.tags, "seed": str(seed)}}
+        values: tuple[float, float] | None = None
+        fault = ""
+        try:
+            config = self.space.suggest(trial)
+            result["config"] = config.flat()
+            self._progress.started(record, number)
+            self._wake()
+            done = self.objective(config, _Context(seed, self._budget, self._reporter(number)))
+            values = done.quality, done.peak_memory
+            result |= _completed(done)
+        except InfeasibleTrial as error:
+            result |= {
+                "outcome": "infeasible",
+                "reason": error.source,
+                "peak_memory": error.peak_bytes,
+                "at_least": error.source == "out-of-memory",
+            }
+        except DivergedTrial as error:
+            result |= {
+                "outcome": "diverged",
+                "reason": str(error),
+                "peak_memory": error.peak_bytes,
+            }
+        except optuna.TrialPruned as error:
+            result |= {"outcome": "pruned", "reason": str(error)}
+        except KeyboardInterrupt:
+            self._fail(trial, {**result, "reason": "stopped by the user"})
+            raise
+        except Exception as error:
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self._fail(trial, {**result, "reason": fault})
+        else:
+            result["outcome"] = "complete"
+        if not fault:
+            self._tell(trial, values, result, time.perf_counter() - begin)
+        record = read(self.ledger)
+        self._progress.ended(record, record.trials[number])
+        self._wake()
+        return fault
+
+    def _tell(
+        self,
+        trial: optuna.Trial,
+        values: tuple[float, float] | None,
+        result: dict[str, Any],
+        seconds: float,
+    ) -> None:
+        epochs = self.ledger.epochs(trial.number)
+        result = {"seconds": seconds, "epochs": len(epochs), **result}
+        if "peak_memory" not in result and epochs:
+            result["peak_memory"] = int(epochs[-1].metrics["memory/peak_bytes"])
+        if result.get("peak_memory") is not None:
+            trial.set_constraint(
+                budget.CONSTRAINT, budget.constraint(result["peak_memory"], self._budget)
+            )
+        trial.set_user_attr(RESULT, result)
+        if values is None:
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, values)
+
+    def _fail(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        trial.set_user_attr(RESULT, {**result, "outcome": "failed"})
+        self._study.tell(trial, state=TrialState.FAIL)
+        retry(self.ledger, self._study.trials[trial.number])
+
+    def _reporter(self, number: int) -> Callable[[int, Mapping[str, float]], None]:
+        def report(epoch: int, metrics: Mapping[str, float]) -> None:
+            self.ledger.record_epoch(number, epoch, metrics)
+            self._progress.epoch(number, epoch, metrics)
+            self._wake()
+
+        return report
+
+    def _wake(self) -> None:
+        if self._tracker is not None:
+            self._tracker.wake()
+
+
+def _completed(done: TrialResult) -> dict[str, Any]:
+    return {
+        "peak_memory": done.peak_memory,
+        "peak_reserved": done.peak_reserved,
+        "seconds": done.seconds,
+        "epochs": done.epochs,
+        "best_epoch": done.best_epoch,
+        "metrics": {QUALITY: done.quality, **done.metrics},
+    }
+
+
+def retry(ledger: Ledger, failed: FrozenTrial) -> None:
+    """Queues a failed trial again, with its parameters, seed and MLflow run; nothing else.
+
+    Optuna's own callback would carry the constraints over, which can be set only once.
+    """
+    retries = failed.user_attrs.get("retries", 0)
+    if not failed.params or retries >= _MAX_RETRIES:
+        return
+    ledger.study.enqueue_trial(
+        failed.params,
+        user_attrs={
+            "seed": failed.user_attrs["seed"],
+            "retries": retries + 1,
+            "retry_of": failed.number,
+        },
+    )
+
+
+def recover_lost(ledger: Ledger) -> None:
+    """Fails and queues again the trials whose process on this machine is gone.
+
+    Raises:
+        UserError: Another process is running the study.
+    """
+    for trial in ledger.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        owner = trial.user_attrs.get("worker", "")
+        if owner and _is_alive(owner):
+            raise UserError(
+                f"--study {ledger.study.study_name}: process {owner} is running it; wait for "
+                "it or stop it"
+            )
+        ledger.study.tell(trial.number, state=TrialState.FAIL)
+        retry(ledger, trial)
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process exists; one of another host is taken to."""
+    host, pid, created = owner.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True
+    try:
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 1)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from objectives.config import ColumnsConfig, DataConfig
+from objectives.data import prepare
+from objectives.errors import UserError
+from objectives.sequential import SequentialObjective
+from study.budget import check_floor, constraint, format_bytes, resolve_budget
+from study.space import build_space
+
+CPU = torch.device("cpu")
+
+
+def test_the_constraint_is_relative_to_the_budget() -> None:
+    assert constraint(3 * 2**30, 2 * 2**30) == 0.5
+    assert constraint(2 * 2**30, 2 * 2**30) == 0
+    assert constraint(2**30, 2 * 2**30) == -0.5
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(0, "0.0 KiB"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (6 * 2**30, "6.00 GiB")],
+)
+def test_bytes_for_people(count: int, shown: str) -> None:
+    assert format_bytes(count) == shown
+
+
+def test_default_and_largest_budget_without_a_gpu() -> None:
+    total = psutil.virtual_memory().total
+    assert resolve_budget(None, CPU) == total // 2
+    assert resolve_budget(2**20, CPU) == 2**20
+    with pytest.raises(UserError, match="the machine has"):
+        resolve_budget(total + 1, CPU)
+
+
+def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv: Path) -> None:
+    data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
+    objective = SequentialObjective(data, CPU)
+    space = build_space({"width": [8, 16]}, data.num_items, len(data.train))
+    (smallest,) = space.smallest()
+    needed = objective.probe(smallest, 1 << 40)
+    check_floor(objective, space, needed, CPU)
+    with pytest.raises(UserError) as caught:
+        check_floor(objective, space, needed - 1, CPU)
+    assert format_bytes(needed) in str(caught.value)
+    assert "width 8" in str(caught.value)

@@ -1,0 +1,254 @@
+"""The public commands as a user runs them."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import study.run
+from study import cli
+
+# One thread: the suite has two cores, and such small tensors gain nothing from a second.
+QUIET = {"OMP_NUM_THREADS": "1"}
+SMALL = ["--space.width", "8", "--space.max_length", "10", "--space.max_epochs", "2"]
+
+
+def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        env={**os.environ, **QUIET},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def finished(tiny_csv: Path) -> Path:
+    """The folder of a study of three trials."""
+    done = command(tiny_csv.parent, "study.run", "--data", "tiny.csv", "--n-trials", "3", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return tiny_csv.parent
+
+
+def test_a_study_from_start_to_report_and_on(finished: Path) -> None:
+    run = ["--data", "tiny.csv", *SMALL]
+    assert {path.name for path in (finished / "runs").iterdir()} >= {"tiny", "mlflow.db"}
+    report = (finished / "runs" / "tiny" / "report.html").read_text()
+    assert "tiny" in report
+
+    again = command(finished, "study.run", *run, "--n-trials", "3", "--json")
+    assert again.returncode == 0, again.stderr
+    result = json.loads(again.stdout)
+    assert (result["study"], result["trials"], result["feasible"]) == ("tiny", 3, 3)
+    assert "3 of them done" in again.stderr
+    assert "NDCG@10" not in again.stderr, "no further trial was run"
+    memory = [trial["peak_memory_bytes"] for trial in result["front"]]
+    quality = [trial["ndcg_at_10"] for trial in result["front"]]
+    assert memory == sorted(memory)
+    assert quality == sorted(quality)
+    assert all(trial["mlflow_run"] for trial in result["front"])
+    assert result["baseline"]["ndcg_at_10"] > 0
+
+    more = command(finished, "study.run", *run, "--n-trials", "4", "--json")
+    assert json.loads(more.stdout)["trials"] == 4
+
+    other = command(finished, "study.run", *run, "--space.width", "16", "--n-trials", "5")
+    assert other.returncode == 2
+    assert "space.width was 8, is 16" in other.stderr
+    assert "Traceback" not in other.stderr
+
+    status = command(finished, "study.status", "--json")
+    assert json.loads(status.stdout)["outcomes"] == {"complete": 4}
+    assert "4 trials finished" in command(finished, "study.status").stdout
+
+    page = command(finished, "dashboards.report", "--output", "again.html")
+    assert page.returncode == 0, page.stderr
+    assert "tiny" in (finished / "again.html").read_text()
+
+
+def test_the_best_trial_runs_again_from_its_file(finished: Path) -> None:
+    best = command(finished, "study.best", "--json", "--toml", "best.toml")
+    assert best.returncode == 0, best.stderr
+    trial = json.loads(best.stdout)
+    assert "NDCG@10, test" in command(finished, "study.best").stdout
+    specification = tomllib.loads((finished / "best.toml").read_text())
+    assert specification["space"] == trial["config"]
+    done = command(finished, "study.run", "--config", "best.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    (repeated,) = json.loads(done.stdout)["front"]
+    assert repeated["config"] == trial["config"]
+    assert repeated["ndcg_at_10"] == trial["ndcg_at_10"], "same seed, same result"
+
+    assert command(finished, "study.best").returncode == 2  # two studies now: choose one
+    nothing = command(finished, "study.best", "--study", "tiny", "--budget", "1KiB")
+    assert nothing.returncode == 3
+    assert "none is in 1.0 KiB" in nothing.stderr
+    wrong = command(finished, "study.best", "--study", "tiny", "--budget", "small")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    unwritable = command(finished, "study.best", "--study", "tiny", "--toml", "/proc/x/y")
+    assert (unwritable.returncode, unwritable.stderr.count("\n")) == (2, 1)
+
+
+def trials(database: Path) -> Iterator[tuple[str, int]]:
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        yield from connection.execute("select state, count(*) from trials group by state")
+
+
+def wait_for_epoch(database: Path, process: subprocess.Popen[str], after: int) -> None:
+    """Until some trial with a higher number has reported an epoch."""
+    for _ in range(600):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+        try:
+            with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+                (newest,) = connection.execute(
+                    "select max(number) from paretocut_epochs"
+                ).fetchone()
+        except sqlite3.OperationalError:
+            continue
+        if newest is not None and newest > after:
+            return
+    pytest.fail("no epoch was reported within a minute")
+
+
+@pytest.mark.parametrize(
+    ("signals", "code", "interrupted"),
+    [
+        ([signal.SIGKILL], -9, True),
+        ([signal.SIGINT], 130, False),
+        ([signal.SIGINT, signal.SIGINT], 130, True),
+        ([signal.SIGTERM], 143, False),
+    ],
+)
+def test_a_stopped_study_goes_on_with_nothing_lost(
+    tiny_csv: Path, signals: list[int], code: int, interrupted: bool
+) -> None:
+    arguments = [sys.executable, "-m", "study.run", "--data", "tiny.csv", "--n-trials", "3"]
+    arguments += ["--space.width", "8", "--space.max_length", "10"]
+    arguments += ["--space.max_epochs", "12", "--space.patience", "12"]
+    database = tiny_csv.parent / "runs" / "tiny" / "study.db"
+    process = subprocess.Popen(
+        arguments,
+        cwd=tiny_csv.parent,
+        env={**os.environ, **QUIET},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_epoch(database, process, after=0)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert dict(trials(database)).get("RUNNING", 0) == (1 if code == -9 else 0)
+
+    rest = command(tiny_csv.parent, *arguments[2:], "--json")
+    assert rest.returncode == 0, rest.stderr
+    assert json.loads(rest.stdout)["trials"] == 3
+    states = dict(trials(database))
+    assert states == {"COMPLETE": 3, **({"FAIL": 1} if interrupted else {})}
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    try:
+        code = study.run.main(list(arguments))
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    return code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "absent"], ("absent", "ml-100k")),
+        (["--columns.user", "who"], ("no column 'who'", "user, item, time")),
+        (["--memory-budget", "6 pears"], ("6 pears", "6GiB")),
+        (["--memory-budget", "0"], ("--memory-budget 0", "greater than 0")),
+        (["--memory-budget", "10KiB"], ("10.0 KiB", "smallest configuration", "needs")),
+        (["--memory-budget", "9000TiB"], ("the machine has",)),
+        (["--space.negatives", "30"], ("30 items", "at most 29")),
+        (["--space.batch_size", "61"], ("60 training sequences",)),
+        (["--space.batch_size", "20", "10"], ("inverted", "10 20")),
+        (["--space.batch_size"], ("--space.batch_size", "--help")),
+        (["--device", "cuda:7"], ("--device cuda:7", "--device cpu")),
+        (["--output-dir", "tiny.csv/runs"], ("tiny.csv/runs", "name another")),
+        (["--storage", "sqlite:////proc/x/study.db"], ("/proc/x",)),
+        (["--storage", "postgresql://u:secret@127.0.0.1:1/x"], ("u:***@", "cannot be used")),
+        (["--tracking-uri", "http://127.0.0.1:1"], ("MLflow server does not answer",)),
+        (["--config", "absent.toml"], ("absent.toml", "cannot be read")),
+        (["--nonsense"], ("--nonsense", "--help")),
+        (["--min-item-users", "61"], ("no interaction is left", "--min-item-users")),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    tiny_csv: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    before = sorted(tiny_csv.parent.iterdir())
+    code, sentence = run_here(capsys, "--data", "tiny.csv", *arguments)
+    assert code == cli.USAGE
+    assert sentence.startswith("python -m study.run: ")
+    for word in words:
+        assert word in sentence
+    assert "secret" not in sentence
+    assert sorted(tiny_csv.parent.iterdir()) == before
+
+
+def test_a_study_without_a_trial_that_trained_exits_with_3(tiny_csv: Path) -> None:
+    run = ["--data", "tiny.csv", *SMALL, "--n-trials", "2", "--space.learning_rate", "1e30"]
+    done = command(tiny_csv.parent, "study.run", *run)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("diverged") == 2
+    assert "no trial of study tiny fits the budget" in done.stdout
+    assert (
+        "No trial has trained" in (tiny_csv.parent / "runs" / "tiny" / "report.html").read_text()
+    )
+
+
+def test_dry_run_prints_and_writes_nothing(tiny_csv: Path) -> None:
+    done = command(tiny_csv.parent, "study.run", "--data", "tiny.csv", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    shown: dict[str, Any] = json.loads(done.stdout)
+    assert shown["space"]["negatives"] == [16, 29]
+    assert 16 <= shown["sampled_trial"]["negatives"] <= 29
+    assert not (tiny_csv.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("study.run", ["--help"]),
+        ("study.status", []),
+        ("study.best", []),
+        ("dashboards.report", []),
+    ],
+)
+def test_torch_and_mlflow_are_not_imported_for_it(
+    tmp_path: Path, module: str, arguments: list[str]
+) -> None:
+    code = (
+        f"import sys\nfrom {module} import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -1,0 +1,109 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from objectives.errors import UserError
+from study.spec import StudySpec, load_spec
+
+
+def test_defaults() -> None:
+    spec = load_spec({})
+    assert spec == StudySpec()
+    assert (spec.data, spec.split, spec.n_trials) == ("ml-100k", "leave-one-out", 12)
+
+
+def test_flags_over_environment_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'seed = 1\nn_trials = 2\nmemory_budget = "1GiB"\ntimeout = "90s"\nstorage = "sqlite:///a"\n'
+        '[columns]\nuser = "who"\n[space]\nnegatives = [16, 32]\ndropout = 0.1\nwidth = 32\n'
+    )
+    monkeypatch.setenv("PARETOCUT_N_TRIALS", "3")
+    monkeypatch.setenv("PARETOCUT_MEMORY_BUDGET", "2GiB")
+    monkeypatch.setenv("PARETOCUT_SPACE_DROPOUT", "0.2 0.3")
+    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///b")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    spec = load_spec(
+        {"memory_budget": "3GiB", "space.negatives": ["64"], "space.loss": None}, file
+    )
+    assert spec.seed == 1
+    assert spec.n_trials == 3
+    assert spec.memory_budget == 3 * 2**30
+    assert spec.timeout == timedelta(seconds=90)
+    assert spec.columns.user == "who"
+    assert spec.storage == "sqlite:///b"
+    assert spec.tracking_store == "http://localhost:5000"
+    assert spec.space == {"negatives": ["64"], "dropout": ["0.2", "0.3"], "width": 32}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 172800), ("45", 45)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert load_spec({"timeout": text}).timeout == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("6GiB", 6 * 2**30), ("24GB", 24 * 10**9), ("800MiB", 800 * 2**20)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert load_spec({"memory_budget": text}).memory_budget == count
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"n_trials": "0"}, ("--n-trials 0", "1")),
+        ({"n_trials": "many"}, ("--n-trials many", "integer")),
+        ({"timeout": "soon"}, ("--timeout soon", "30m")),
+        ({"memory_budget": "6 pears"}, ("--memory-budget 6 pears", "6GiB")),
+        ({"memory_budget": "-1GiB"}, ("--memory-budget -1GiB", "6GiB")),
+        ({"memory_budget": "0"}, ("--memory-budget 0", "greater than 0")),
+        ({"split": "random"}, ("--split random", "temporal")),
+        ({"study": "a/b"}, ("--study a/b",)),
+        ({"device": "tpu"}, ("--device tpu",)),
+        ({"seed": "-1"}, ("--seed -1",)),
+    ],
+)
+def test_wrong_flags_are_one_sentence(flags: dict[str, str], words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_spec(flags)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("n_trails = 3", ("n_trails", "no such key", "n_trials")),
+        ("[columns]\nuzer = 'a'", ("columns.uzer", "no such key")),
+        ("n_trials = ", ("not TOML", "study.toml")),
+        ("n_trials = 'x'", ("study.toml: n_trials x", "integer")),
+        ("space = 3", ("study.toml: space 3",)),
+    ],
+)
+def test_wrong_files_are_one_sentence(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_spec({}, file)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_spec({}, tmp_path / "absent.toml")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not TOML"):
+        load_spec({}, binary)
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETOCUT_SEED", "x")
+    with pytest.raises(UserError, match="PARETOCUT_SEED x"):
+        load_spec({})

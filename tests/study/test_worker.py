@@ -1,0 +1,246 @@
+"""The worker against objectives that end in every way a trial can."""
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from objectives.config import TrialConfig
+from objectives.errors import UserError
+from objectives.trial import (
+    QUALITY,
+    DivergedTrial,
+    InfeasibleTrial,
+    MachineFault,
+    Objective,
+    TrialContext,
+    TrialResult,
+)
+from study.ledger import Ledger
+from study.records import read
+from study.space import Space
+from study.worker import MachineFailedError, Worker, recover_lost
+
+BUDGET = 1 << 30
+BuildWorker = Callable[[Objective], Worker]
+
+
+def succeed(config: TrialConfig, context: TrialContext) -> TrialResult:
+    context.report(1, {QUALITY: 0.1, "memory/peak_bytes": 1000.0})
+    return TrialResult(
+        quality=1 / config.training.batch_size,
+        peak_memory=config.training.batch_size * 1000,
+        seconds=0.5,
+        metrics={"test/ndcg_at_10": 0.05},
+        epochs=1,
+        best_epoch=1,
+    )
+
+
+def raising(error: BaseException) -> Callable[[TrialConfig, TrialContext], TrialResult]:
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        context.report(1, {QUALITY: 0.1, "memory/peak_bytes": 1000.0})
+        raise error
+
+    return objective
+
+
+def frozen(ledger: Ledger, number: int = 0) -> optuna.trial.FrozenTrial:
+    return ledger.study.trials[number]
+
+
+def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
+    build_worker(succeed).run(1)
+    trial = frozen(ledger)
+    batch_size = trial.params["batch_size"]
+    assert trial.state == TrialState.COMPLETE
+    assert trial.values == [1 / batch_size, batch_size * 1000]
+    assert trial.constraints == {"memory": batch_size * 1000 / BUDGET - 1}
+    (record,) = read(ledger).trials
+    assert record.outcome == "complete"
+    assert record.metrics["test/ndcg_at_10"] == 0.05
+    assert record.config["batch_size"] == batch_size
+    assert record.tags == {"device": "cpu", "seed": "0"}
+    assert record.seconds == 0.5
+    (epoch,) = ledger.epochs(0)
+    assert epoch.metrics[QUALITY] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "peak", "at_least"),
+    [
+        (InfeasibleTrial(2 * BUDGET, "out-of-memory"), "infeasible", 2 * BUDGET, True),
+        (InfeasibleTrial(3 * BUDGET, "probed"), "infeasible", 3 * BUDGET, False),
+        (DivergedTrial(BUDGET // 2, 4), "diverged", BUDGET // 2, False),
+        (optuna.TrialPruned("dominated"), "pruned", 1000, False),
+    ],
+)
+def test_what_the_configuration_did_is_learned_from(
+    ledger: Ledger,
+    build_worker: BuildWorker,
+    error: Exception,
+    outcome: str,
+    peak: int,
+    at_least: bool,
+) -> None:
+    build_worker(raising(error)).run(1)
+    trial = frozen(ledger)
+    assert trial.state == TrialState.PRUNED
+    assert trial.values is None
+    assert trial.constraints == {"memory": peak / BUDGET - 1}
+    (record,) = read(ledger).trials
+    assert (record.outcome, record.peak_memory, record.at_least) == (outcome, peak, at_least)
+    assert record.reason
+    assert record.quality is None
+
+
+def test_what_the_machine_did_is_tried_again(ledger: Ledger, build_worker: BuildWorker) -> None:
+    calls = []
+
+    def flaky(config: TrialConfig, context: TrialContext) -> TrialResult:
+        calls.append((config, context.seed))
+        if len(calls) == 2:
+            raise MachineFault("something else holds the card's memory")
+        return succeed(config, context)
+
+    build_worker(flaky).run(3)
+    states = [trial.state for trial in ledger.study.trials]
+    assert states == [
+        TrialState.COMPLETE,
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+        TrialState.COMPLETE,
+    ]
+    assert calls[2] == calls[1], "same configuration, same seed"
+    failed, retried = read(ledger).trials[1:3]
+    assert failed.outcome == "failed"
+    assert "something else holds" in failed.reason
+    assert retried.retry_of == 1
+    assert frozen(ledger, 1).constraints == {}
+    assert len(read(ledger).finished) == 3
+
+
+def test_a_machine_that_keeps_failing_ends_the_run(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    with pytest.raises(MachineFailedError, match="boom"):
+        build_worker(raising(RuntimeError("boom"))).run(10)
+    assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL] * 3
+    assert [trial.retry_of for trial in read(ledger).trials] == [None, 0, 1]
+
+
+def test_the_total_counts_earlier_runs(ledger: Ledger, build_worker: BuildWorker) -> None:
+    for total in (2, 2, 5, 4):
+        build_worker(succeed).run(total)
+    assert len(ledger.study.trials) == 5
+
+
+def test_infeasible_trials_count_and_the_run_ends(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    build_worker(raising(InfeasibleTrial(2 * BUDGET, "out-of-memory"))).run(4)
+    assert len(read(ledger).finished) == 4
+    assert read(ledger).best() is None
+
+
+def test_the_timeout_starts_no_further_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
+    build_worker(succeed).run(5, timeout=0.0)
+    assert ledger.study.trials == []
+
+
+def signalling(number: int, times: int) -> Callable[[TrialConfig, TrialContext], TrialResult]:
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+        return succeed(config, context)
+
+    return objective
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_lets_the_trial_end(
+    ledger: Ledger, build_worker: BuildWorker, number: int, code: int
+) -> None:
+    worker = build_worker(signalling(number, 1))
+    before = signal.getsignal(number)
+    with worker._stop.listening():
+        worker.run(5)
+    assert worker._stop.code == code
+    assert [trial.state for trial in ledger.study.trials] == [TrialState.COMPLETE]
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_it_at_once_and_it_is_tried_again(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    worker = build_worker(signalling(signal.SIGINT, 2))
+    with pytest.raises(KeyboardInterrupt), worker._stop.listening():
+        worker.run(5)
+    assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    build_worker(succeed).run(1)
+    failed, retried = ledger.study.trials
+    assert retried.state == TrialState.COMPLETE
+    assert retried.params == failed.params
+
+
+def lose(ledger: Ledger, space: Space, **attributes: Any) -> optuna.Trial:
+    """A trial as a killed process leaves it."""
+    trial = ledger.study.ask()
+    trial.set_user_attr("seed", 7)
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+    space.suggest(trial)
+    return trial
+
+
+def test_a_trial_of_a_dead_process_is_tried_again(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    worker = build_worker(succeed)
+    host = os.uname().nodename
+    lost = lose(ledger, worker.space, worker=f"{host}:{2**22 + 1}:0.00")
+    lost.set_constraint("memory", 5.0)
+    worker.run(1)
+    failed, retried = ledger.study.trials
+    assert (failed.state, retried.state) == (TrialState.FAIL, TrialState.COMPLETE)
+    assert retried.params == failed.params
+    assert retried.user_attrs["seed"] == 7
+    assert retried.constraints["memory"] < 0, "constraints must not be carried over"
+
+
+def test_a_lost_trial_is_given_up_after_two_retries(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    lose(ledger, build_worker(succeed).space, worker="", retries=2)
+    recover_lost(ledger)
+    assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL]
+
+
+def test_a_study_that_another_process_runs_is_left_alone(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    worker = build_worker(succeed)
+    lose(ledger, worker.space, worker="elsewhere:1:0.00")
+    with pytest.raises(UserError, match="is running it"):
+        worker.run(1)
+    assert frozen(ledger).state == TrialState.RUNNING
+
+
+def test_the_sampler_steers_away_from_what_does_not_fit(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    def limited(config: TrialConfig, context: TrialContext) -> TrialResult:
+        if config.training.batch_size > 30:
+            raise InfeasibleTrial(BUDGET * config.training.batch_size // 30, "out-of-memory")
+        return succeed(config, context)
+
+    build_worker(limited).run(40)
+    sizes = [trial.params["batch_size"] for trial in ledger.study.trials]
+    # Of 8 .. 500, logarithmic, 32 % are within 30.
+    assert sum(size <= 30 for size in sizes[20:]) >= 12
+    assert not any(math.isnan(value) for value in ledger.study.trials[-1].constraints.values())
