@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def machine() -> dict[str, Any]:
         "driver": tags.get("driver", ""),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": tags.get("commit", "")[:12],
+        # A machine that gets the tree without its history is told the commit.
+        "commit": (tags.get("commit") or os.environ.get("COMMIT", ""))[:12],
     }
 
 

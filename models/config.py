@@ -16,7 +16,7 @@ class SASRecConfig(BaseModel):
     max_length: int = Field(50, ge=1, description="most recent items of a sequence that are used")
     width: int = Field(64, ge=1, description="width of the item vectors and states")
     num_blocks: int = Field(2, ge=1, description="transformer blocks")
-    num_heads: int = Field(2, ge=1, description="attention heads; divides the width")
+    num_heads: int = Field(1, ge=1, description="attention heads; divides the width")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate")
 
     @model_validator(mode="after")

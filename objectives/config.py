@@ -65,9 +65,9 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(128, ge=1, description="sequences per optimizer step")
     learning_rate: float = Field(1e-3, gt=0, description="constant AdamW learning rate")
     weight_decay: float = Field(0.01, ge=0, description="AdamW decay of the blocks' matrices")
-    max_epochs: int = Field(20, ge=1, description="passes over the training sequences at most")
+    max_epochs: int = Field(15, ge=1, description="passes over the training sequences at most")
     patience: int = Field(
-        4, ge=1, description="epochs without a better validation NDCG@10 before stopping"
+        3, ge=1, description="epochs without a better validation NDCG@10 before stopping"
     )
 
 

@@ -97,7 +97,7 @@ def test_suggestions_are_inside_the_space_and_logarithmic() -> None:
         ({"learning_rate": 0}, ("learning_rate 0", "greater than 0")),
         ({"dropout": 1}, ("dropout 1", "less than 1")),
         ({"loss": "softmax"}, ("softmax", "cce-")),
-        ({"width": 33}, ("width 33", "num_heads 2")),
+        ({"width": 33, "num_heads": 2}, ("width 33", "num_heads 2")),
         ({"width": [32, 64], "num_heads": [2, 3]}, ("width 32", "num_heads 3")),
     ],
 )
