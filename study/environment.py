@@ -66,4 +66,4 @@ def _commit() -> str:
         )
     except OSError:
         return ""
-    return done.stdout.strip()
+    return done.stdout.strip() if done.returncode == 0 else ""
