@@ -62,7 +62,7 @@ def main() -> None:
                     "seconds": round(result.seconds, 2),
                 }
             )
-        append(arguments.output, rows)
+            append(arguments.output, rows[-1:])
         for split in ("val", "test"):
             values = [row[f"{split}_ndcg_at_10"] for row in rows]
             print(
