@@ -44,13 +44,7 @@ class StudyProgress:
 
     def started(self, record: StudyRecord, number: int) -> None:
         """A trial begins."""
-        best = record.best()
-        tally = f"{len(record.complete)} within budget"
-        if best is not None:
-            tally += f", best {best.quality:.4f}"
-        self._bar.update(
-            self._task, completed=len(record.finished), tally=tally, running=f"trial {number}"
-        )
+        self._count(record, f"trial {number}")
 
     def epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """A trial has finished an epoch."""
@@ -61,9 +55,15 @@ class StudyProgress:
 
     def ended(self, record: StudyRecord, trial: TrialRecord) -> None:
         """A trial has ended."""
+        self._count(record, "")
+        self.say(trial_line(trial, record.best()))
+
+    def _count(self, record: StudyRecord, running: str) -> None:
         best = record.best()
-        self._bar.update(self._task, completed=len(record.finished), running="")
-        self.say(trial_line(trial, best))
+        tally = f"{len(record.complete)} within budget"
+        if best is not None:
+            tally += f", best {best.quality:.4f}"
+        self._bar.update(self._task, completed=len(record.finished), tally=tally, running=running)
 
 
 def trial_line(trial: TrialRecord, best: TrialRecord | None) -> str:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from objectives.config import DataConfig
 from objectives.data import sources
+from objectives.data.cache import cache_entry, cache_folder
+from objectives.data.named_sets import NAMED_SETS
 from objectives.errors import UserError
 
 _FORMAT = 1
@@ -115,10 +117,10 @@ def prepare(config: DataConfig) -> PreparedData:
         config.min_user_items,
     ]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    entry = sources.cache_folder() / "prepared" / digest
+    entry = cache_folder() / "prepared" / digest
     if not entry.is_dir():
         data = _prepare(sources.read(files, columns), config, digest)
-        with sources.cache_entry(entry) as temporary:
+        with cache_entry(entry) as temporary:
             _save(data, temporary)
     try:
         return _load(entry, _name(config), digest, notes)
@@ -127,7 +129,7 @@ def prepare(config: DataConfig) -> PreparedData:
 
 
 def _name(config: DataConfig) -> str:
-    return config.data if config.data in sources.NAMED_SETS else Path(config.data).resolve().stem
+    return config.data if config.data in NAMED_SETS else Path(config.data).resolve().stem
 
 
 def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> PreparedData:

