@@ -151,7 +151,9 @@ def front_table(record: "StudyRecord") -> str:
 
     front = record.front()
     if not front:
-        return f"no trial of study {record.name} fits the budget"
+        if not record.finished:
+            return f"study {record.name} has no finished trial yet"
+        return f"no trial of study {record.name} trained to its end within the budget"
     names = list(front[0].params)
     header = ("trial", "memory", "NDCG@10", "test", *names)
     rows = [

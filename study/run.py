@@ -26,8 +26,8 @@ The same command continues a study that was interrupted; a larger --n-trials ext
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
-    0: done. 1: the machine failed. 2: the request cannot be carried out. 3: no trial fits the
-    budget. 130 and 143: stopped by Ctrl-C or SIGTERM, to be continued by the same command.
+    0: done. 1: the machine failed. 2: the request cannot be met. 3: no trial trained to its
+    end within the budget. 130 and 143: stopped by Ctrl-C or SIGTERM; the same command continues.
     """
     parser = cli.build_parser(
         "study.run", "[--data NAME|PATH] [--memory-budget SIZE] [options]", _DESCRIPTION
@@ -162,7 +162,8 @@ def _run_study(
         )
         try:
             with stop.listening():
-                worker.run(spec.n_trials, spec.timeout.total_seconds() if spec.timeout else None)
+                timeout = None if spec.timeout is None else spec.timeout.total_seconds()
+                worker.run(spec.n_trials, timeout)
         except MachineFailedError as error:
             failure = str(error)
         except KeyboardInterrupt:
@@ -182,7 +183,7 @@ def _run_study(
         return cli.ERROR
     if stop.code:
         return stop.code
-    return cli.OK if record.complete else cli.NOTHING_FEASIBLE
+    return cli.OK if record.complete or not record.finished else cli.NOTHING_FEASIBLE
 
 
 def _open_study(

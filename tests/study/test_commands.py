@@ -216,9 +216,18 @@ def test_a_study_without_a_trial_that_trained_exits_with_3(tiny_csv: Path) -> No
     done = command(tiny_csv.parent, "study.run", *run)
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("diverged") == 2
-    assert "no trial of study tiny fits the budget" in done.stdout
+    assert "no trial of study tiny trained to its end within the budget" in done.stdout
     assert (
         "No trial has trained" in (tiny_csv.parent / "runs" / "tiny" / "report.html").read_text()
+    )
+
+
+def test_a_study_without_time_has_no_trial_and_no_verdict(tiny_csv: Path) -> None:
+    done = command(tiny_csv.parent, "study.run", "--data", "tiny.csv", *SMALL, "--timeout", "0s")
+    assert done.returncode == 0, done.stderr
+    assert "study tiny has no finished trial yet" in done.stdout
+    assert (
+        "study tiny has no finished trial yet" in command(tiny_csv.parent, "study.status").stdout
     )
 
 
