@@ -201,3 +201,27 @@ def test_most_popular_equals_a_count_by_hand(
     assert metrics["hit_rate_at_1"] == 0.25
     assert metrics["mrr_at_5"] == pytest.approx(sum(1 / rank for rank in ranks) / 4)
     assert metrics["ndcg_at_5"] == pytest.approx(sum(1 / math.log2(r + 1) for r in ranks) / 4)
+
+
+def test_coverage_and_surprisal_are_those_of_replay() -> None:
+    """Figures of `replay.metrics` 0.22.0 (Coverage, Surprisal) on the same lists and log."""
+    draw = np.random.default_rng(0)
+    users, items = 40, 150
+    lists = [draw.permutation(items)[:100].tolist() for _ in range(users)]
+    log = [draw.choice(items // 2, 8, replace=False) for _ in range(users)]
+    item_users = torch.from_numpy(np.bincount(np.concatenate(log), minlength=items))
+    ours = ranking_metrics(
+        [(torch.tensor(lists), torch.zeros(users, dtype=torch.int64))], item_users, users
+    )
+    replay = {
+        "coverage_at_1": 0.25333333333333335,
+        "coverage_at_5": 0.76,
+        "coverage_at_10": 0.9066666666666666,
+        "coverage_at_20": 1.0,
+        "surprisal_at_1": 0.8219439945048549,
+        "surprisal_at_5": 0.7999080991715154,
+        "surprisal_at_10": 0.7882043627570967,
+        "surprisal_at_20": 0.8102103211686307,
+        "surprisal_at_100": 0.8204532821943842,
+    }
+    assert {name: ours[name] for name in replay} == pytest.approx(replay, rel=1e-12)
