@@ -1,59 +1,164 @@
 """CCE-: cross-entropy of each row against the candidates of its group.
 
-Shapes: N rows, K candidates, V items, D width.
+Shapes: N rows, G groups, K candidates, V items, D width.
 """
+
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from kernels import reference
-from kernels._checks import check_inputs, reduce
-from kernels.candidates import Uniform
+from kernels._checks import check_count
+from kernels._losses import checked_problem, reduced_loss
+from kernels.candidates import Candidates
+from kernels.reference import Problem
+
+
+@overload
+def sampled_cross_entropy(
+    states_ND: Tensor,
+    table_VD: Tensor,
+    targets_N: Tensor,
+    candidates: Candidates,
+    *,
+    group_size: int = 1,
+    bias_V: Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    correction: str = "logq",
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    return_lse: Literal[False] = False,
+    table_gradient: str = "dense",
+    deterministic: bool | None = None,
+) -> Tensor: ...
+
+
+@overload
+def sampled_cross_entropy(
+    states_ND: Tensor,
+    table_VD: Tensor,
+    targets_N: Tensor,
+    candidates: Candidates,
+    *,
+    group_size: int = 1,
+    bias_V: Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    correction: str = "logq",
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    return_lse: Literal[True],
+    table_gradient: str = "dense",
+    deterministic: bool | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def sampled_cross_entropy(
     states_ND: Tensor,
     table_VD: Tensor,
     targets_N: Tensor,
-    candidates: Uniform,
+    candidates: Candidates,
     *,
     group_size: int = 1,
+    bias_V: Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    correction: str = "logq",
+    ignore_index: int = -100,
     reduction: str = "mean",
-) -> Tensor:
-    """Sampled softmax with the uniform logQ correction (CCE-).
+    return_lse: bool = False,
+    table_gradient: str = "dense",
+    deterministic: bool | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Sampled softmax with the logQ correction (CCE-).
 
-    Row n belongs to group n // group_size and shares that group's K candidates j. With r of them
-    equal to the row's target t::
+    Row n belongs to group n // group_size and shares that group's K candidates j, drawn from q.
+    With r of them equal to the row's target t, q'(j) = q(j) / (1 - q(t)) the proposal without the
+    target and z_v = logit_scale * <state, item v> + bias_v::
 
-        loss = logsumexp(s_t, {s_j + log(V-1) - log(K-r) : j != t}) - s_t,    s_v = <state, item v>
+        lse  = logsumexp(z_t, {z_j - log((K - r) q'(j)) : j != t})
+        loss = lse - z_t
 
-    A row whose candidates are all its target has loss 0 and no gradient. Rows should be in random
-    order where group_size > 1: neighbours of one sequence would share their negatives.
+    For a uniform proposal q'(j) = 1 / (V - 1). A row whose candidates are all its target has loss
+    0 and no gradient. Rows should be in random order where group_size > 1: neighbours of one
+    sequence would share their negatives.
 
     Args:
-        states_ND: Output states.
+        states_ND: Output states: float16, bfloat16, float32 or float64, in any layout.
         table_VD: Item table, V at least 2.
         targets_N: Item ids, int64.
-        candidates: Source of the K candidates of every group.
+        candidates: Source of the K candidates of every group: `Uniform`, `LogUniform`,
+            `Popularity`, `InBatch` or `Explicit`.
         group_size: R, rows that share their candidates: 1 (as published) to N or more (one pool).
-        reduction: "mean" over the rows (0 where there is none), "sum" or "none".
+        bias_V: Added to the logits.
+        logit_scale: Factor of the inner products, a number or a 0-dimensional tensor (1 /
+            temperature).
+        correction: "logq", as above; "none", the term in q' left out; or "corrected-logq", which
+            has the gradient of "logq" and reports p_n (logsumexp_j(z_j - log q'(j)) - z_t), where
+            p_n is the probability of all j != t. The q of `Explicit` lists, and of `InBatch`
+            without probabilities, is unknown: there "logq" is "none".
+        ignore_index: A row with this target has loss 0 and no gradient.
+        reduction: "mean" over the rows that are not ignored (0 where there is none), "sum" or
+            "none".
+        return_lse: Return the log-sum-exp of every row too; both are differentiable, once.
+        table_gradient: "dense", or "touched": the gradient of the table is a coalesced sparse COO
+            tensor of the rows of all candidates and targets, for `torch.optim.SparseAdam` and
+            the like. Its time and memory do not grow with V. It waits for the device once, to
+            learn its size, and `torch.compile` breaks its graph around the loss (or raises, with
+            fullgraph=True).
+        deterministic: Gradients that are equal bit by bit in every run; None: as
+            `torch.use_deterministic_algorithms` has it.
 
     Returns:
-        The loss, at least float32: a scalar, or [N] with reduction "none".
+        The loss, at least float32: a scalar, or [N] with reduction "none". With return_lse, the
+        pair of it and lse_N, which is 0 in an ignored row.
 
     Raises:
-        ValueError: An argument does not fit; the message names it.
+        ValueError: An argument does not fit; the message names it. On a GPU a target outside
+            [0, V) has loss NaN and no gradient, a candidate outside it is no candidate, and the
+            next call of a loss raises the error.
 
     Source: CCE- (arXiv 2509.09682), with the defects of the released kernel put right: a collision
-    is no candidate, and the proposal is renormalised without the target.
+    is no candidate, and the proposal is renormalised without the target. Corrected logQ: arXiv
+    2507.09331.
     """
-    check_inputs(states_ND, table_VD, targets_N)
-    if table_VD.shape[0] < 2:
+    problem = checked_problem(
+        states_ND, table_VD, targets_N, bias_V, logit_scale, ignore_index, deterministic
+    )
+    problem = _with_candidates(problem, candidates, group_size, correction)
+    if table_gradient not in ("dense", "touched"):
+        raise ValueError(f"table_gradient must be 'dense' or 'touched', not {table_gradient!r}")
+    compute = reduced_loss
+    if table_gradient == "touched" and torch.compiler.is_compiling():
+        compute = torch.compiler.disable(compute, reason="touched rows have to be counted first")  # type: ignore[no-untyped-call]
+    loss, lse_N = compute(problem, reduction, table_gradient=table_gradient)
+    return (loss, lse_N) if return_lse else loss
+
+
+def _with_candidates(
+    problem: Problem, candidates: Candidates, group_size: int, correction: str
+) -> Problem:
+    """The problem with candidates in place of the catalogue."""
+    num_items = problem.table_VD.shape[0]
+    if num_items < 2:
         raise ValueError("table_VD must have at least 2 items: one item has no negatives")
     if group_size < 1:
         raise ValueError(f"group_size must be at least 1, not {group_size}")
-    with torch.autocast(states_ND.device.type, enabled=False):
-        loss_N: Tensor = reference.SampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            states_ND, table_VD, targets_N, candidates, group_size
+    draws, group_size = candidates.draws(
+        problem.targets_N, num_items, group_size, problem.ignore_index
+    )
+    check_count("candidates", "candidates of a group", draws.num_candidates)
+    if correction not in ("logq", "corrected-logq", "none"):
+        raise ValueError(
+            f"correction must be 'logq', 'corrected-logq' or 'none', not {correction!r}"
         )
-        return reduce(loss_N, reduction)
+    is_corrected = correction == "corrected-logq"
+    if is_corrected and draws.ids_GK is not None and draws.log_q_V is None:
+        raise ValueError(
+            "correction must be 'logq' or 'none' for lists that are given without probabilities, "
+            f"not {correction!r}"
+        )
+    return problem._replace(
+        draws=draws,
+        group_size=group_size,
+        correction="none" if correction == "none" else "logq",
+        corrected_value=is_corrected,
+    )

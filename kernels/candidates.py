@@ -1,24 +1,84 @@
 """Where the candidate items of a sampled softmax come from.
 
-Shapes: G groups, K candidates.
+Shapes: N rows, G groups, K candidates, V items.
 
-A candidate is a pure function of (seed, group, slot): one Philox 4x32-10 block per candidate, with
-the counter (slot, group, 0, 0). Nothing has to be stored for the backward pass, the indices
-do not depend on how the work is tiled, and any backend that has 32-bit integer multiplication can
-reproduce them bit for bit.
+A drawn candidate is a pure function of (seed, group, slot): one Philox 4x32-10 block each, with
+the counter (slot, group, 0, 0). Nothing has to be stored for the backward pass, the indices do not
+depend on how the work is tiled, and any backend that has 32-bit integer multiplication can
+reproduce them bit for bit. A distribution that is not uniform is drawn with an alias table of
+integers, so the same holds for it.
 
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); Walker, "An
+efficient method for generating discrete random variables with general distributions" (TOMS 1977).
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from kernels._checks import kind
 
 _MASK = 0xFFFF_FFFF
 _ROUND_MULTIPLIERS = (0xD251_1F53, 0xCD9E_8D57)
 _KEY_INCREMENTS = (0x9E37_79B9, 0xBB67_AE85)
 _NUM_ROUNDS = 10
+
+
+class Draws(NamedTuple):
+    """What a backend needs to know of the candidates of one call.
+
+    Attributes:
+        num_candidates: K.
+        seed: 64-bit key, unsigned.
+        ids_GK: Lists that are given, not drawn, int64 or int32; -1 is a slot without candidate.
+        alias_V2: Alias table of the distribution, see `AliasTable`; None: uniform.
+        log_q_V: float32 log-probability of each item; None: uniform or unknown.
+        log_weight_GK: float32, added to the logits of the candidates.
+    """
+
+    num_candidates: int
+    seed: int = 0
+    ids_GK: Tensor | None = None
+    alias_V2: Tensor | None = None
+    log_q_V: Tensor | None = None
+    log_weight_GK: Tensor | None = None
+
+
+def draw(
+    draws: Draws, first_group: int, num_groups: int, num_items: int, device: torch.device | str
+) -> Tensor:
+    """The candidates of groups first_group .. first_group + num_groups - 1.
+
+    A uniform id is the high word of the 96-bit product of a 64-bit random number (words 0 and 1 of
+    the Philox block) and V, so that no item is favoured by more than V / 2^64. With an alias table
+    it is a column, and word 2 chooses between the column's item and the alias.
+
+    Args:
+        draws: The source.
+        first_group: Number of the first group.
+        num_groups: G.
+        num_items: V, below 2^31.
+        device: Where the indices are made.
+
+    Returns:
+        ids_GK, int64 in [0, V), or -1 where a given list has no candidate.
+    """
+    if draws.ids_GK is not None:
+        return draws.ids_GK[first_group : first_group + num_groups].to(torch.int64)
+    counter_4GK = torch.zeros(
+        4, num_groups, draws.num_candidates, dtype=torch.int64, device=device
+    )
+    counter_4GK[0] = torch.arange(draws.num_candidates, device=device)
+    counter_4GK[1] = torch.arange(first_group, first_group + num_groups, device=device)[:, None]
+    high_GK, low_GK, coin_GK, _ = philox(draws.seed, counter_4GK)
+    ids_GK: Tensor = (high_GK * num_items + (low_GK * num_items >> 32)) >> 32
+    if draws.alias_V2 is None:
+        return ids_GK
+    threshold_GK, alias_GK = draws.alias_V2[ids_GK].to(torch.int64).unbind(-1)
+    return torch.where(coin_GK < (threshold_GK & _MASK), ids_GK, alias_GK)
 
 
 def philox(seed: int, counter: Tensor) -> Tensor:
@@ -46,44 +106,245 @@ def philox(seed: int, counter: Tensor) -> Tensor:
     return torch.stack([even, odd], dim=1).flatten(0, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class AliasTable:
+    """A distribution over the items that is drawn from in constant time.
+
+    Column v stands for a probability of 1/V, of which item v has threshold / 2^32 and the alias
+    item the rest. Build it once, with `from_weights` or `log_uniform`.
+
+    Attributes:
+        alias_V2: int32, the bits of the unsigned 32-bit threshold, and the alias item. A column
+            that is all item v has v as its alias.
+        log_q_V: float32, log of the probability that the table realises exactly; -inf for an item
+            that is never drawn.
+    """
+
+    alias_V2: Tensor
+    log_q_V: Tensor
+
+    @staticmethod
+    def from_weights(weights_V: Tensor) -> "AliasTable":
+        """The table of q(v) = weight_v / sum of the weights, on the device of the weights.
+
+        Probabilities are rounded to multiples of 1 / (2^32 V), and these are realised exactly: an
+        item of weight 0 is never drawn. Made on the CPU without a loop over the items.
+
+        Args:
+            weights_V: Finite and not negative, of any dtype; for example counts, or a power of
+                them. At least one is positive.
+
+        Returns:
+            The table.
+
+        Raises:
+            ValueError: weights_V is none of that.
+
+        Source: the sweep of Huebschle-Schneider and Sanders, "Parallel weighted random sampling"
+        (ESA 2019), in integers. Light items (less than a column) and heavy ones are lined up; the
+        first heavy item that has some excess left fills the next light column, and is itself
+        filled by the next heavy item where it gave too much. Prefix sums tell which.
+        """
+        _check_weights("weights_V", weights_V)
+        device = weights_V.device
+        weights_V = weights_V.to("cpu", torch.float64)
+        sums_V = (weights_V / weights_V.max()).cumsum(0)
+        num_items, column = len(sums_V), 1 << 32
+        bounds_V = (sums_V / sums_V[-1] * (num_items * column)).round().to(torch.int64)
+        shares_V = bounds_V.diff(prepend=bounds_V.new_zeros(1))
+        light = torch.nonzero(shares_V < column)[:, 0]
+        heavy = torch.nonzero(shares_V >= column)[:, 0]
+        missing = torch.nn.functional.pad((column - shares_V[light]).cumsum(0), (1, 0))
+        excess = (shares_V[heavy] - column).cumsum(0)
+        thresholds_V, aliases_V = shares_V.clone(), torch.empty_like(shares_V)
+        aliases_V[light] = heavy[torch.searchsorted(excess, missing[:-1], right=True)]
+        # Less what the heavy item gave beyond its excess to the last light column it filled.
+        thresholds_V[heavy] = column + excess - missing[torch.searchsorted(missing, excess)]
+        aliases_V[heavy] = torch.where(
+            thresholds_V[heavy] == column, heavy, torch.cat([heavy[1:], heavy[-1:]])
+        )
+        log_q_V = shares_V.double().log() - math.log(num_items * column)
+        # A threshold of 2^32 wraps to 0; either way its column is the item's.
+        alias_V2 = torch.stack([thresholds_V, aliases_V], dim=1).to(torch.int32)
+        return AliasTable(alias_V2, log_q_V.float()).to(device)
+
+    @staticmethod
+    def log_uniform(num_items: int, device: torch.device | str = "cpu") -> "AliasTable":
+        """The table of `LogUniform` for a catalogue of num_items."""
+        rank_V = torch.arange(1, num_items + 1, dtype=torch.float64)
+        return AliasTable.from_weights(torch.log1p(1 / rank_V)).to(device)
+
+    def to(self, device: torch.device | str) -> "AliasTable":
+        """The table on another device."""
+        return AliasTable(self.alias_V2.to(device), self.log_q_V.to(device))
+
+
 @dataclass(frozen=True)
 class Uniform:
-    """Candidates drawn uniformly from the catalogue, with replacement.
+    """Candidates drawn uniformly from the catalogue, with replacement: q(v) = 1/V.
 
     Attributes:
         num_candidates: K, the candidates of each group.
-        seed: 64-bit key; a new one for every training step.
+        seed: 64-bit key, unsigned; a new one for every training step.
+
+    Source: CCE- (arXiv 2509.09682).
     """
 
     num_candidates: int
     seed: int
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 1:
-            raise ValueError(f"num_candidates must be at least 1, not {self.num_candidates}")
+        _check_sampler(self.num_candidates, self.seed)
 
-    def draw(
-        self, first_group: int, num_groups: int, num_items: int, device: torch.device | str
-    ) -> Tensor:
-        """The candidates of groups first_group .. first_group + num_groups - 1.
+    def draws(
+        self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
+    ) -> tuple[Draws, int]:
+        """The candidates of one call, and the size of its groups."""
+        return Draws(self.num_candidates, self.seed), group_size
 
-        Args:
-            first_group: Number of the first group.
-            num_groups: G.
-            num_items: V, below 2^31.
-            device: Where the indices are made.
 
-        Returns:
-            ids_GK, int64 in [0, V): the high word of the 96-bit product of a 64-bit random number
-            and V, so that no item is favoured by more than V / 2^64.
-        """
-        counter_4GK = torch.zeros(
-            4, num_groups, self.num_candidates, dtype=torch.int64, device=device
-        )
-        counter_4GK[0] = torch.arange(self.num_candidates, device=device)
-        counter_4GK[1] = torch.arange(first_group, first_group + num_groups, device=device)[
-            :, None
-        ]
-        high_GK, low_GK, _, _ = philox(self.seed, counter_4GK)
-        ids_GK: Tensor = (high_GK * num_items + (low_GK * num_items >> 32)) >> 32
-        return ids_GK
+@dataclass(frozen=True, eq=False)
+class Popularity:
+    """Candidates drawn in proportion to a weight, with replacement: q(v) = weight_v / sum.
+
+    Attributes:
+        num_candidates: K, the candidates of each group.
+        seed: 64-bit key, unsigned; a new one for every training step.
+        table: `AliasTable.from_weights` of the weights, usually the items' counts in the training
+            data or a power of them; built once, on the device of the targets.
+
+    Source: word2vec (arXiv 1310.4546, section 2.2), counts to the power 3/4.
+    """
+
+    num_candidates: int
+    seed: int
+    table: AliasTable
+
+    def __post_init__(self) -> None:
+        _check_sampler(self.num_candidates, self.seed)
+
+    def draws(
+        self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
+    ) -> tuple[Draws, int]:
+        """The candidates of one call, and the size of its groups."""
+        alias_V2, log_q_V = self.table.alias_V2, self.table.log_q_V
+        _check_items("table", log_q_V, num_items, targets_N.device)
+        draws = Draws(self.num_candidates, self.seed, alias_V2=alias_V2, log_q_V=log_q_V)
+        return draws, group_size
+
+
+class LogUniform(Popularity):
+    """Candidates drawn with replacement, q(v) = log((v + 2) / (v + 1)) / log(V + 1).
+
+    An approximation of Zipf's law that needs no counts, only ids in order of falling popularity.
+    `Popularity` with the table `AliasTable.log_uniform`.
+
+    Source: TensorFlow's `log_uniform_candidate_sampler`.
+    """
+
+
+@dataclass(frozen=True, eq=False)
+class InBatch:
+    """The targets of the batch are its candidates; all rows are one group.
+
+    An ignored row is no candidate.
+
+    Attributes:
+        probabilities_V: How often each item is a target, in any unit, for the logQ correction:
+            q(v) = probability_v / sum. Finite and positive: what is in a batch has been drawn.
+
+    Source: sampling-bias-corrected retrieval (Yi et al., RecSys 2019).
+    """
+
+    probabilities_V: Tensor | None = None
+    _log_q_V: Tensor | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.probabilities_V is not None:
+            _check_weights("probabilities_V", self.probabilities_V)
+            if not self.probabilities_V.all():
+                raise ValueError("probabilities_V must be positive, but has a 0")
+            weights_V = self.probabilities_V.double()
+            log_q_V = (weights_V / weights_V.sum()).log().float()
+            object.__setattr__(self, "_log_q_V", log_q_V)
+
+    def draws(
+        self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
+    ) -> tuple[Draws, int]:
+        """The candidates of one call, and the size of its one group, whatever group_size is."""
+        if self._log_q_V is not None:
+            _check_items("probabilities_V", self._log_q_V, num_items, targets_N.device)
+        ids_GK = targets_N.masked_fill(targets_N == ignore_index, -1)[None]
+        return Draws(len(targets_N), ids_GK=ids_GK, log_q_V=self._log_q_V), max(len(targets_N), 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Explicit:
+    """Candidates that are given: one list for each group, of whatever origin.
+
+    Attributes:
+        ids_GK: Item ids of every group, int64 or int32; -1 is a slot without candidate.
+        log_weight_GK: float32 constants that are added to the logits of the candidates.
+    """
+
+    ids_GK: Tensor
+    log_weight_GK: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        ids_GK, log_weight_GK = self.ids_GK, self.log_weight_GK
+        if ids_GK.ndim != 2 or ids_GK.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"ids_GK must be an int64 or int32 matrix, not {kind(ids_GK)}")
+        if ids_GK.shape[1] < 1:
+            raise ValueError("ids_GK must have at least one candidate for each group")
+        if log_weight_GK is not None and (
+            log_weight_GK.shape != ids_GK.shape or log_weight_GK.dtype != torch.float32
+        ):
+            raise ValueError(
+                f"log_weight_GK must be float32 of shape {list(ids_GK.shape)}, "
+                f"not {kind(log_weight_GK)}"
+            )
+
+    def draws(
+        self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
+    ) -> tuple[Draws, int]:
+        """The candidates of one call, and the size of its groups."""
+        ids_GK, log_weight_GK = self.ids_GK, self.log_weight_GK
+        _check_device("ids_GK", ids_GK, targets_N.device)
+        if log_weight_GK is not None:
+            _check_device("log_weight_GK", log_weight_GK, targets_N.device)
+        num_groups = -(-len(targets_N) // group_size)
+        if len(ids_GK) != num_groups:
+            raise ValueError(
+                f"ids_GK has {len(ids_GK)} groups, but {len(targets_N)} rows in groups of "
+                f"{group_size} make {num_groups}"
+            )
+        draws = Draws(ids_GK.shape[1], ids_GK=ids_GK, log_weight_GK=log_weight_GK)
+        return draws, group_size
+
+
+Candidates = Uniform | LogUniform | Popularity | InBatch | Explicit
+
+
+def _check_sampler(num_candidates: int, seed: int) -> None:
+    if num_candidates < 1:
+        raise ValueError(f"num_candidates must be at least 1, not {num_candidates}")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must lie in [0, 2^64), not be {seed}")
+
+
+def _check_weights(name: str, weights_V: Tensor) -> None:
+    if weights_V.ndim != 1 or weights_V.is_complex() or len(weights_V) == 0:
+        raise ValueError(f"{name} must be a vector of real numbers, not {kind(weights_V)}")
+    if not weights_V.isfinite().all() or (weights_V < 0).any() or not weights_V.any():
+        raise ValueError(f"{name} must be finite and not negative, and not all 0")
+
+
+def _check_items(name: str, values_V: Tensor, num_items: int, device: torch.device) -> None:
+    if len(values_V) != num_items:
+        raise ValueError(f"{name} is for {len(values_V)} items, but the catalogue has {num_items}")
+    _check_device(name, values_V, device)
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, but targets_N is on {device}")

@@ -1,21 +1,220 @@
 """The eager truth of every op, in any float type, on any device.
 
-Shapes: N rows, G groups, R rows of a group, K candidates, V items, D width, lower case for a part.
+Shapes: N rows, G groups, R rows of a group, K candidates, V items, U touched items, D width, lower
+case for a part.
 
 Work goes in tiles of at most `TILE_ELEMENTS` elements and the backward pass computes its tiles
 again, so the peak is bounded whatever N, K and V. Half-precision inputs are computed in float32.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.candidates import Uniform
+from kernels.candidates import Draws, draw
 
 TILE_ELEMENTS = 1 << 22
 """Elements of the largest tensor of a tile (16 MiB in float32); a few are alive at once."""
+
+
+class Problem(NamedTuple):
+    """Cross-entropy of each row's target against the candidates of its group.
+
+    Row n belongs to group n // group_size. With z_v = logit_scale * <state, item v> + bias_v::
+
+        lse  = logsumexp(z_t, {z_j + w_j + a : candidates j that are neither t nor -1})
+        loss = lse - z_t
+
+    The correction "logq" makes w_j = -log q(j) and a = log(1 - q(t)) - log(candidates left), which
+    for a uniform proposal is w_j = 0 and a = log(V - 1) - log(candidates left). Without it, or for
+    lists of unknown origin, both are 0. A log-weight of `draws` is part of w_j in every case. A
+    row without a candidate has loss 0. Section 2.2 of the loss reference derives all this.
+
+    Attributes:
+        states_ND: Output states.
+        table_VD: Item table.
+        targets_N: Item ids, int64.
+        draws: The candidates; None: the whole catalogue, as one group.
+        group_size: Rows that share their candidates.
+        correction: "none" or "logq".
+        corrected_value: Report the loss of corrected logQ (arXiv 2507.09331), which has the same
+            gradient: (1 - p) * (logsumexp_j(z_j - log q'(j)) - z_t), p the target's probability
+            and q' the proposal without the target. For the correction "logq" of a known q.
+        bias_V: Added to the logits.
+        logit_scale: Factor of the inner products, 0-dimensional.
+        ignore_index: A row with this target has loss 0 and no gradient.
+        deterministic: Add up gradients in a fixed order on a GPU too.
+        operand_dtype: Type of the operands of Triton's matrix products, as autocast has it; the
+            eager backend computes in `dtype` whatever it is.
+    """
+
+    states_ND: Tensor
+    table_VD: Tensor
+    targets_N: Tensor
+    draws: Draws | None = None
+    group_size: int = 1
+    correction: str = "none"
+    corrected_value: bool = False
+    bias_V: Tensor | None = None
+    logit_scale: Tensor | None = None
+    ignore_index: int = -100
+    deterministic: bool = False
+    operand_dtype: torch.dtype = torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type everything is computed in."""
+        dtype = torch.promote_types(self.states_ND.dtype, self.table_VD.dtype)
+        return torch.promote_types(dtype, torch.float32)
+
+
+class Forward(NamedTuple):
+    """Outputs, and what the backward pass needs of them; all 0 in a row that is ignored.
+
+    Attributes:
+        loss_N: Loss.
+        lse_N: Log-sum-exp.
+        shift_N: lse - a: the probability of candidate j is exp(z_j + w_j - shift).
+        target_error_N: Probability of the target less 1.
+    """
+
+    loss_N: Tensor
+    lse_N: Tensor
+    shift_N: Tensor
+    target_error_N: Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients in the type of their input, that of the table in the type it was computed in."""
+
+    states_ND: Tensor | None
+    table_VD: Tensor | None
+    bias_V: Tensor | None
+    logit_scale: Tensor | None
+
+
+def forward(problem: Problem) -> Forward:
+    """Loss and log-sum-exp of every row."""
+    draws, group_size = _candidates_of(problem)
+    states_ND = problem.states_ND
+    result = Forward(*(states_ND.new_empty(len(states_ND), dtype=problem.dtype) for _ in range(4)))
+    for tile in _tiles(problem, draws, group_size):
+        rows = _load_rows(problem, tile)
+        positive_gr = (rows.scaled_grD * rows.target_items_grD).sum(-1)
+        if problem.bias_V is not None:
+            positive_gr += problem.bias_V[rows.targets_gr].to(problem.dtype)
+        negative_gr = torch.full_like(positive_gr, -torch.inf)
+        left_gr = torch.zeros_like(positive_gr)
+        for part in _load_candidates(problem, draws, tile, rows):
+            negative_gr = torch.logaddexp(negative_gr, part.logits_grk.logsumexp(-1))
+            left_gr += (~part.absent_grk).sum(-1)
+        row_weight_gr = _row_weight(problem, draws, rows.targets_gr, left_gr)
+        # log((1 - p) / p): loss and error are taken from it, not from differences that cancel.
+        odds_gr = negative_gr + row_weight_gr - positive_gr
+        loss_gr = torch.logaddexp(odds_gr, torch.zeros_like(odds_gr))
+        error_gr = odds_gr.sigmoid()
+        lse_gr = positive_gr + loss_gr
+        if problem.corrected_value:
+            loss_gr = (error_gr * (odds_gr + left_gr.log())).where(left_gr > 0, 0)
+        values = Forward(loss_gr, lse_gr, lse_gr - row_weight_gr, -error_gr)
+        for total_N, value_gr in zip(result, values, strict=True):
+            total_N[tile.rows] = value_gr.where(rows.valid_gr, 0).flatten()
+    return result
+
+
+def backward(
+    problem: Problem,
+    shift_N: Tensor,
+    target_error_N: Tensor,
+    grad_loss_N: Tensor,
+    grad_lse_N: Tensor,
+    needs: Sequence[bool],
+    touched_U: Tensor | None = None,
+) -> Gradients:
+    """The gradients, tile by tile: of each logit the softmax, and the error of the target.
+
+    Args:
+        problem: As in `forward`.
+        shift_N: From `forward`.
+        target_error_N: From `forward`.
+        grad_loss_N: Incoming gradient of the loss.
+        grad_lse_N: Incoming gradient of the log-sum-exp.
+        needs: Whether states, table, bias and logit scale need a gradient.
+        touched_U: `touched_items` of the problem: the gradient of the table is that of these rows.
+
+    Returns:
+        The gradients that are needed; that of the table is [U, D] with `touched_U`.
+    """
+    draws, group_size = _candidates_of(problem)
+    states_ND, table_VD = problem.states_ND, problem.table_VD
+    dtype, (num_items, width) = problem.dtype, table_VD.shape
+    num_grads = num_items if touched_U is None else len(touched_U)
+    needs_states, needs_table, needs_bias, needs_scale = needs
+    grad_states_ND = torch.empty_like(states_ND) if needs_states else None
+    grad_table_UD = table_VD.new_zeros(num_grads, width, dtype=dtype) if needs_table else None
+    grad_bias_V = table_VD.new_zeros(num_items, dtype=dtype) if needs_bias else None
+    grad_scale = table_VD.new_zeros((), dtype=dtype) if needs_scale else None
+
+    def row_of(ids: Tensor) -> Tensor:
+        return ids if touched_U is None else torch.searchsorted(touched_U, ids)
+
+    for tile in _tiles(problem, draws, group_size):
+        rows = _load_rows(problem, tile)
+        grad_loss_gr, grad_lse_gr, shift_gr, target_error_gr = (
+            part_N[tile.rows].to(dtype).view_as(rows.valid_gr)
+            for part_N in (grad_loss_N, grad_lse_N, shift_N, target_error_N)
+        )
+        grad_gr = (grad_loss_gr + grad_lse_gr).where(rows.valid_gr, 0)
+        error_gr = grad_gr * target_error_gr + grad_lse_gr.where(rows.valid_gr, 0)
+        # The sum of errors times items: the gradient of the scaled states.
+        mixed_grD = error_gr[:, :, None] * rows.target_items_grD
+        for part in _load_candidates(problem, draws, tile, rows):
+            error_grk = part.logits_grk.sub_(shift_gr[:, :, None]).exp_()
+            error_grk *= grad_gr[:, :, None]
+            if needs_states or needs_scale:
+                mixed_grD += error_grk @ part.items_gkD
+            if grad_table_UD is not None:
+                items_gkD = error_grk.transpose(1, 2) @ rows.scaled_grD
+                _add(grad_table_UD, row_of(part.ids_gk), items_gkD, problem.deterministic)
+            if grad_bias_V is not None:
+                _add(grad_bias_V, part.ids_gk, error_grk.sum(1), problem.deterministic)
+        if grad_table_UD is not None:
+            items_grD = error_gr[:, :, None] * rows.scaled_grD
+            _add(grad_table_UD, row_of(rows.targets_gr), items_grD, problem.deterministic)
+        if grad_bias_V is not None:
+            _add(grad_bias_V, rows.targets_gr, error_gr, problem.deterministic)
+        if grad_scale is not None:
+            grad_scale += (mixed_grD * rows.states_grD).sum()
+        if grad_states_ND is not None:
+            grad_states_ND[tile.rows] = _scaled(problem, mixed_grD).flatten(0, 1)
+    if problem.bias_V is not None and grad_bias_V is not None:
+        grad_bias_V = grad_bias_V.to(problem.bias_V.dtype)
+    if problem.logit_scale is not None and grad_scale is not None:
+        grad_scale = grad_scale.to(problem.logit_scale.dtype)
+    return Gradients(grad_states_ND, grad_table_UD, grad_bias_V, grad_scale)
+
+
+def touched_items(problem: Problem) -> Tensor:
+    """The items whose rows of the table get a gradient.
+
+    Returns:
+        ids_U, int64, sorted and distinct: all candidates, whether or not they collide, and the
+        targets of the rows that are not ignored.
+    """
+    draws, group_size = _candidates_of(problem)
+    num_items, targets_N = len(problem.table_VD), problem.targets_N
+    # The last element is for -1.
+    touched = torch.zeros(num_items + 1, dtype=torch.bool, device=targets_N.device)
+    touched[targets_N.masked_fill(targets_N == problem.ignore_index, -1)] = True
+    num_groups = -(-len(targets_N) // group_size)
+    groups_per_tile = max(1, TILE_ELEMENTS // max(draws.num_candidates, 1))
+    for first in range(0, num_groups, groups_per_tile):
+        groups = min(groups_per_tile, num_groups - first)
+        touched[draw(draws, first, groups, num_items, targets_N.device)] = True
+    return touched[:num_items].nonzero()[:, 0]
 
 
 class _Tile(NamedTuple):
@@ -25,199 +224,127 @@ class _Tile(NamedTuple):
     rows_per_group: int
     first_group: int
     groups: int
+    candidates_per_part: int
 
     @property
     def rows(self) -> slice:
         return slice(self.first_row, self.first_row + self.groups * self.rows_per_group)
 
 
-class _TileValues(NamedTuple):
-    states_grD: Tensor
+class _Rows(NamedTuple):
+    """The rows of a tile. Where ignored, the state is 0 and the target item 0."""
+
+    valid_gr: Tensor
     targets_gr: Tensor
-    target_rows_grD: Tensor
-    positive_gr: Tensor
-    ids_gK: Tensor
-    rows_gKD: Tensor
-    logits_grK: Tensor
+    states_grD: Tensor
+    scaled_grD: Tensor
+    target_items_grD: Tensor
 
 
-def _tiles(num_rows: int, group_size: int, num_candidates: int, width: int) -> Iterator[_Tile]:
+class _Candidates(NamedTuple):
+    """A part of the candidates of a tile; the logit is -inf, without a, where one is absent."""
+
+    ids_gk: Tensor
+    items_gkD: Tensor
+    logits_grk: Tensor
+    absent_grk: Tensor
+
+
+def _candidates_of(problem: Problem) -> tuple[Draws, int]:
+    """The candidates and the group size, where the whole catalogue is one list for one group."""
+    if problem.draws is not None:
+        return problem.draws, problem.group_size
+    num_items = len(problem.table_VD)
+    ids_GK = torch.arange(num_items, device=problem.table_VD.device)[None]
+    return Draws(num_items, ids_GK=ids_GK), max(len(problem.states_ND), 1)
+
+
+def _tiles(problem: Problem, draws: Draws, group_size: int) -> Iterator[_Tile]:
     """Cuts the rows into tiles of whole groups or, where one is too large, of parts of one."""
-    largest_part = max(1, TILE_ELEMENTS // num_candidates)
-    per_group = num_candidates * max(group_size, width)
+    num_rows, width = problem.states_ND.shape
+    num_candidates = draws.num_candidates
+    # Half the rows of a square and twice its candidates: neither is loaded for only a few others.
+    rows = max(width, math.isqrt(TILE_ELEMENTS) // 2, 1)
+    part = max(1, min(num_candidates, TILE_ELEMENTS // rows))
+    largest_part = max(1, TILE_ELEMENTS // max(part, width))
+    per_group = max(num_candidates, part * width, part * group_size, group_size * width)
     row = 0
     while row < num_rows:
         group, offset = divmod(row, group_size)
         groups = min((num_rows - row) // group_size, max(1, TILE_ELEMENTS // per_group))
         if group_size <= largest_part and groups > 0:
-            tile = _Tile(row, group_size, group, groups)
+            tile = _Tile(row, group_size, group, groups, part)
         else:
             rest = min(group_size - offset, num_rows - row)
-            tile = _Tile(row, min(rest, largest_part), group, 1)
+            tile = _Tile(row, min(rest, largest_part), group, 1, part)
         yield tile
         row = tile.rows.stop
 
 
-def _compute_dtype(states_ND: Tensor, table_VD: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(states_ND.dtype, table_VD.dtype), torch.float32)
+def _load_rows(problem: Problem, tile: _Tile) -> _Rows:
+    shape, dtype = (tile.groups, tile.rows_per_group), problem.dtype
+    targets_gr = problem.targets_N[tile.rows].view(shape)
+    valid_gr = targets_gr != problem.ignore_index
+    targets_gr = targets_gr.where(valid_gr, 0)
+    states_grD = problem.states_ND[tile.rows].to(dtype).view(*shape, problem.states_ND.shape[1])
+    # What an ignored row holds, NaN included, reaches nothing.
+    states_grD = states_grD.where(valid_gr[:, :, None], 0)
+    scaled_grD = _scaled(problem, states_grD)
+    return _Rows(
+        valid_gr, targets_gr, states_grD, scaled_grD, problem.table_VD[targets_gr].to(dtype)
+    )
 
 
-def _without_autocast(
-    backward: Callable[[Any, Tensor], tuple[Tensor | None, ...]],
-) -> Callable[[Any, Tensor], tuple[Tensor | None, ...]]:
-    """For a loss that is differentiated inside an autocast region."""
-
-    def in_full_precision(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad_N.device.type, enabled=False):
-            return backward(ctx, grad_N)
-
-    return in_full_precision
-
-
-class SampledCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each row against the candidates of its group; see `candidate_ce`.
-
-    `apply(states_ND, table_VD, targets_N, candidates, group_size)` returns loss_N.
-    """
-
-    @staticmethod
-    def _logits(
-        tile: _Tile,
-        states_ND: Tensor,
-        table_VD: Tensor,
-        targets_N: Tensor,
-        candidates: Uniform,
-        dtype: torch.dtype,
-    ) -> _TileValues:
-        num_items, width = table_VD.shape
-        shape = (tile.groups, tile.rows_per_group)
-        states_grD = states_ND[tile.rows].to(dtype).view(*shape, width)
-        targets_gr = targets_N[tile.rows].view(shape)
-        ids_gK = candidates.draw(tile.first_group, tile.groups, num_items, table_VD.device)
-        rows_gKD = table_VD[ids_gK].to(dtype)
-        target_rows_grD = table_VD[targets_gr].to(dtype)
-        positive_gr = (states_grD * target_rows_grD).sum(-1)
-        logits_grK = states_grD @ rows_gKD.transpose(1, 2)
-        collides_grK = targets_gr[:, :, None] == ids_gK[:, None, :]
-        misses_gr = (candidates.num_candidates - collides_grK.sum(-1)).clamp(min=1)
-        # log(V-1) - log(K-r): uniform proposal, renormalised without the target.
-        correction_gr = torch.log((num_items - 1) / misses_gr.to(dtype))
-        logits_grK += correction_gr[:, :, None]
-        logits_grK.masked_fill_(collides_grK, -torch.inf)
-        return _TileValues(
-            states_grD, targets_gr, target_rows_grD, positive_gr, ids_gK, rows_gKD, logits_grK
-        )
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states_ND: Tensor,
-        table_VD: Tensor,
-        targets_N: Tensor,
-        candidates: Uniform,
-        group_size: int,
-    ) -> Tensor:
-        """Loss of every row, float32 or wider."""
-        dtype = _compute_dtype(states_ND, table_VD)
-        num_rows, width = states_ND.shape
-        loss_N = states_ND.new_empty(num_rows, dtype=dtype)
-        lse_N = torch.empty_like(loss_N)
-        for tile in _tiles(num_rows, group_size, candidates.num_candidates, width):
-            values = SampledCrossEntropy._logits(
-                tile, states_ND, table_VD, targets_N, candidates, dtype
-            )
-            lse_gr = torch.logaddexp(values.positive_gr, values.logits_grK.logsumexp(-1))
-            lse_N[tile.rows] = lse_gr.flatten()
-            loss_N[tile.rows] = (lse_gr - values.positive_gr).flatten()
-        ctx.save_for_backward(states_ND, table_VD, targets_N, lse_N)
-        ctx.candidates, ctx.group_size = candidates, group_size
-        return loss_N
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @_without_autocast
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        """Softmax minus one-hot, times the incoming gradient, tile by tile."""
-        states_ND, table_VD, targets_N, lse_N = ctx.saved_tensors
-        candidates, group_size = ctx.candidates, ctx.group_size
-        num_items, width = table_VD.shape
-        dtype = _compute_dtype(states_ND, table_VD)
-        needs_states, needs_table = ctx.needs_input_grad[:2]
-        grad_states_ND = torch.empty_like(states_ND) if needs_states else None
-        grad_table_VD = table_VD.new_zeros(num_items, width, dtype=dtype) if needs_table else None
-        for tile in _tiles(states_ND.shape[0], group_size, candidates.num_candidates, width):
-            states_grD, targets_gr, target_rows_grD, positive_gr, ids_gK, rows_gKD, logits_grK = (
-                SampledCrossEntropy._logits(
-                    tile, states_ND, table_VD, targets_N, candidates, dtype
-                )
-            )
-            lse_gr = lse_N[tile.rows].view_as(positive_gr)
-            grad_gr = grad_N[tile.rows].to(dtype).view_as(positive_gr)
-            error_gr = (torch.exp(positive_gr - lse_gr) - 1) * grad_gr
-            error_grK = logits_grK.sub_(lse_gr[:, :, None]).exp_().mul_(grad_gr[:, :, None])
-            if grad_states_ND is not None:
-                grad_grD = error_grK @ rows_gKD + error_gr[:, :, None] * target_rows_grD
-                grad_states_ND[tile.rows] = grad_grD.view(-1, width).to(states_ND.dtype)
-            if grad_table_VD is not None:
-                grad_rows_gKD = error_grK.transpose(1, 2) @ states_grD
-                grad_table_VD.index_add_(0, ids_gK.flatten(), grad_rows_gKD.view(-1, width))
-                grad_targets_grD = error_gr[:, :, None] * states_grD
-                grad_table_VD.index_add_(0, targets_gr.flatten(), grad_targets_grD.view(-1, width))
-        if grad_table_VD is not None:
-            grad_table_VD = grad_table_VD.to(table_VD.dtype)
-        return grad_states_ND, grad_table_VD, None, None, None
+def _load_candidates(
+    problem: Problem, draws: Draws, tile: _Tile, rows: _Rows
+) -> Iterator[_Candidates]:
+    """The candidates of a tile, part by part."""
+    table_VD, dtype = problem.table_VD, problem.dtype
+    groups = slice(tile.first_group, tile.first_group + tile.groups)
+    drawn_gK = draw(draws, tile.first_group, tile.groups, len(table_VD), table_VD.device)
+    for first in range(0, draws.num_candidates, tile.candidates_per_part):
+        slots = slice(first, first + tile.candidates_per_part)
+        drawn_gk = drawn_gK[:, slots]
+        absent_grk = (drawn_gk == -1)[:, None] | (drawn_gk[:, None] == rows.targets_gr[:, :, None])
+        absent_grk |= ~rows.valid_gr[:, :, None]
+        ids_gk = drawn_gk.clamp(min=0)
+        items_gkD = table_VD[ids_gk].to(dtype)
+        logits_grk = rows.scaled_grD @ items_gkD.transpose(1, 2)
+        if problem.bias_V is not None:
+            logits_grk += problem.bias_V[ids_gk].to(dtype)[:, None]
+        if problem.correction == "logq" and draws.log_q_V is not None:
+            logits_grk -= draws.log_q_V[ids_gk].to(dtype)[:, None]
+        if draws.log_weight_GK is not None:
+            logits_grk += draws.log_weight_GK[groups, slots].to(dtype)[:, None]
+        logits_grk.masked_fill_(absent_grk, -torch.inf)
+        yield _Candidates(ids_gk, items_gkD, logits_grk, absent_grk)
 
 
-class FullCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of each row over the whole catalogue; see `full_ce`.
-
-    `apply(states_ND, table_VD, targets_N)` returns loss_N.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, states_ND: Tensor, table_VD: Tensor, targets_N: Tensor) -> Tensor:
-        """Loss of every row, float32 or wider."""
-        dtype = _compute_dtype(states_ND, table_VD)
-        loss_N = states_ND.new_empty(states_ND.shape[0], dtype=dtype)
-        lse_N = torch.empty_like(loss_N)
-        items_DV = table_VD.to(dtype).T
-        for rows in _row_tiles(states_ND.shape[0], table_VD.shape[0]):
-            logits_nV = states_ND[rows].to(dtype) @ items_DV
-            lse_N[rows] = logits_nV.logsumexp(-1)
-            loss_N[rows] = lse_N[rows] - logits_nV.gather(1, targets_N[rows, None])[:, 0]
-        ctx.save_for_backward(states_ND, table_VD, targets_N, lse_N)
-        return loss_N
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    @_without_autocast
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        """Softmax minus one-hot, times the incoming gradient, tile by tile."""
-        states_ND, table_VD, targets_N, lse_N = ctx.saved_tensors
-        dtype = _compute_dtype(states_ND, table_VD)
-        needs_states, needs_table = ctx.needs_input_grad[:2]
-        grad_states_ND = torch.empty_like(states_ND) if needs_states else None
-        items_VD = table_VD.to(dtype)
-        grad_table_VD = torch.zeros_like(items_VD) if needs_table else None
-        for rows in _row_tiles(states_ND.shape[0], table_VD.shape[0]):
-            states_nD = states_ND[rows].to(dtype)
-            grad_n1 = grad_N[rows, None].to(dtype)
-            error_nV = (states_nD @ items_VD.T - lse_N[rows, None]).exp_()
-            error_nV.scatter_add_(1, targets_N[rows, None], -torch.ones_like(grad_n1))
-            error_nV *= grad_n1
-            if grad_states_ND is not None:
-                grad_states_ND[rows] = (error_nV @ items_VD).to(states_ND.dtype)
-            if grad_table_VD is not None:
-                grad_table_VD.addmm_(error_nV.T, states_nD)
-        if grad_table_VD is not None:
-            grad_table_VD = grad_table_VD.to(table_VD.dtype)
-        return grad_states_ND, grad_table_VD, None
+def _row_weight(problem: Problem, draws: Draws, targets_gr: Tensor, left_gr: Tensor) -> Tensor:
+    """The part of the correction that all candidates of a row share: a of `Problem`."""
+    left_gr = left_gr.clamp(min=1)
+    if problem.correction == "logq" and draws.log_q_V is not None:
+        # 1 - q(t), without cancellation; it may be 0 only where nothing but t is ever drawn.
+        others_gr = -torch.expm1(draws.log_q_V[targets_gr].to(problem.dtype))
+        return torch.log((others_gr / left_gr).clamp(min=torch.finfo(problem.dtype).tiny))
+    if problem.correction == "logq" and draws.ids_GK is None:
+        return torch.log((len(problem.table_VD) - 1) / left_gr)
+    return torch.zeros_like(left_gr)
 
 
-def _row_tiles(num_rows: int, num_items: int) -> Iterator[slice]:
-    rows_per_tile = max(1, TILE_ELEMENTS // num_items)
-    for first_row in range(0, num_rows, rows_per_tile):
-        yield slice(first_row, min(first_row + rows_per_tile, num_rows))
+def _scaled(problem: Problem, values: Tensor) -> Tensor:
+    return values if problem.logit_scale is None else values * problem.logit_scale.to(values.dtype)
+
+
+def _add(total: Tensor, index: Tensor, values: Tensor, deterministic: bool) -> None:
+    """Adds values to the rows of total that index names; nothing where total has no row."""
+    index, values = index.flatten(), values.flatten(0, 1)
+    if len(total) == 0:
+        return
+    if deterministic and total.is_cuda:
+        total.index_put_((index,), values, accumulate=True)
+    else:
+        total.index_add_(0, index, values)  # in order on a CPU
 
 
 def top_k(

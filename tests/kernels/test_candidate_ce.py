@@ -1,33 +1,34 @@
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernels import Uniform, full_cross_entropy, sampled_cross_entropy
+from kernels import (
+    AliasTable,
+    Explicit,
+    InBatch,
+    LogUniform,
+    Popularity,
+    Uniform,
+    reference,
+    sampled_cross_entropy,
+)
+from kernels.candidates import Candidates, draw
 
 Vectors = Sequence[Sequence[float]]
 Grid = list[list[float]]
-
-
-@dataclass(frozen=True)
-class Listed(Uniform):
-    """Candidates that a test spells out, one list for each group."""
-
-    lists: tuple[tuple[int, ...], ...] = ()
-
-    def draw(
-        self, first_group: int, num_groups: int, num_items: int, device: torch.device | str
-    ) -> Tensor:
-        chosen = self.lists[first_group : first_group + num_groups]
-        assert len(chosen) == num_groups
-        return torch.tensor(chosen, device=device)
-
-
-def listed(*lists: Sequence[int]) -> Listed:
-    return Listed(len(lists[0]), 0, tuple(tuple(ids) for ids in lists))
+COUNTS_V = torch.tensor([5, 0, 1, 9, 3, 0, 30, 2, 2, 2, 7])
+SAMPLERS: dict[str, Candidates] = {
+    "uniform": Uniform(9, seed=5),
+    "log-uniform": LogUniform(9, 5, AliasTable.log_uniform(11)),
+    "popularity": Popularity(9, 5, AliasTable.from_weights(COUNTS_V)),
+    "in-batch": InBatch(),
+    "in-batch q": InBatch(COUNTS_V + 1),
+    "explicit": Explicit(torch.arange(24).view(3, 8) % 12 - 1, torch.randn(3, 8)),
+}
 
 
 def inputs(
@@ -71,8 +72,9 @@ def truth(
 def assert_equals_truth(
     states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, candidates: Uniform, group_size: int
 ) -> None:
-    num_groups = -(-len(targets_N) // group_size)
-    ids_GK = candidates.draw(0, num_groups, len(table_VD), "cpu").tolist()
+    num_items, num_groups = len(table_VD), -(-len(targets_N) // group_size)
+    draws, _ = candidates.draws(targets_N, num_items, group_size, -100)
+    ids_GK = draw(draws, 0, num_groups, num_items, "cpu").tolist()
     losses, grad_states, grad_table = truth(
         states_ND.tolist(),
         table_VD.tolist(),
@@ -105,76 +107,98 @@ def test_the_last_group_may_be_ragged(num_rows: int) -> None:
     assert_equals_truth(*inputs(num_rows, 11), Uniform(4, seed=1), 5)
 
 
-def test_repeated_candidates_count_as_often_as_they_were_drawn() -> None:
-    states_ND, table_VD, _ = inputs(2, 5)
-    candidates = listed([3, 3, 3, 1], [4, 4, 2, 2])
-    assert_equals_truth(states_ND, table_VD, torch.tensor([0, 4]), candidates, 1)
+@pytest.mark.parametrize("seed", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_seed_may_be_any_unsigned_number_of_64_bits(seed: int) -> None:
+    assert_equals_truth(*inputs(9, 11), Uniform(6, seed), 2)
 
 
-@pytest.mark.parametrize("group_size", [1, 2])
-def test_a_row_whose_candidates_are_all_its_target_has_no_loss_and_no_gradient(
-    group_size: int,
+@pytest.mark.parametrize("correction", ["logq", "corrected-logq", "none"])
+@pytest.mark.parametrize("group_size", [4, 100])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_source_of_candidates_has_the_value_of_the_reference(
+    name: str, group_size: int, correction: str
 ) -> None:
-    states_ND, table_VD, _ = inputs(4, 3)
-    targets_N = torch.tensor([0, 0, 2, 2])
-    candidates = listed(*[[0, 0, 0]] * (2 // group_size), *[[2, 2, 2]] * (2 // group_size))
-    loss_N = sampled_cross_entropy(
-        states_ND, table_VD, targets_N, candidates, group_size=group_size, reduction="none"
-    )
-    loss_N.sum().backward()  # type: ignore[no-untyped-call]
-    for tensor in (loss_N, states_ND.grad, table_VD.grad):
-        assert tensor is not None
-        assert torch.equal(tensor, torch.zeros_like(tensor))
+    candidates = SAMPLERS[name]
+    if isinstance(candidates, Explicit) and group_size == 100:
+        candidates = Explicit(candidates.ids_GK[:1])
+    states_ND, table_VD, targets_N = inputs(11, 11)
+    targets_N[3] = -100
+    draws, size = candidates.draws(targets_N, 11, group_size, -100)
 
-
-def test_an_all_collision_row_leaves_its_neighbours_alone() -> None:
-    states_ND, table_VD, _ = inputs(3, 4)
-    assert_equals_truth(states_ND, table_VD, torch.tensor([1, 0, 3]), listed([1, 1]), 3)
-
-
-@pytest.mark.parametrize("collisions", [0, 1, 6])
-def test_enumerating_the_other_items_gives_the_full_softmax(collisions: int) -> None:
-    states_ND, table_VD, targets_N = inputs(9, 7)
-    others = [
-        [item for item in range(7) if item != target] + [target] * collisions
-        for target in targets_N.tolist()
-    ]
-    sampled = sampled_cross_entropy(states_ND, table_VD, targets_N, listed(*others))
-    full = full_cross_entropy(states_ND, table_VD, targets_N)
-    torch.testing.assert_close(sampled, full, atol=1e-14, rtol=1e-14)
-    for ours, theirs in zip(
-        torch.autograd.grad(sampled, (states_ND, table_VD)),
-        torch.autograd.grad(full, (states_ND, table_VD)),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-14, rtol=1e-12)
-
-
-@pytest.mark.parametrize("multiplicity", [1, 3])
-def test_a_pool_of_the_whole_catalogue_gives_the_full_softmax(multiplicity: int) -> None:
-    states_ND, table_VD, targets_N = inputs(9, 7)
-    pool = listed(list(range(7)) * multiplicity)
-    sampled = sampled_cross_entropy(states_ND, table_VD, targets_N, pool, group_size=9)
-    full = full_cross_entropy(states_ND, table_VD, targets_N)
-    torch.testing.assert_close(sampled, full, atol=1e-14, rtol=1e-14)
-
-
-def test_the_order_of_the_candidates_changes_nothing() -> None:
-    states_ND, table_VD, targets_N = inputs(6, 9)
-    drawn = [8, 0, 3, 3, 5, 1]
-    first, second = (
-        sampled_cross_entropy(
-            states_ND, table_VD, targets_N, listed(ids), group_size=6, reduction="none"
+    def ours() -> Tensor:
+        return sampled_cross_entropy(
+            states_ND,
+            table_VD,
+            targets_N,
+            candidates,
+            group_size=group_size,
+            correction=correction,
+            reduction="none",
         )
-        for ids in (drawn, sorted(drawn))
+
+    if correction == "corrected-logq" and name in ("in-batch", "explicit"):
+        with pytest.raises(ValueError, match=r"^correction must be 'logq' or 'none' for lists"):
+            ours()
+        return
+    problem = reference.Problem(
+        states_ND,
+        table_VD,
+        targets_N,
+        draws,
+        size,
+        correction.removeprefix("corrected-"),
+        correction == "corrected-logq",
     )
-    torch.testing.assert_close(first, second, atol=1e-14, rtol=1e-14)
+    assert torch.equal(ours(), reference.forward(problem).loss_N)
 
 
-@pytest.mark.parametrize("group_size", [0, -3])
-def test_a_group_has_at_least_one_row(group_size: int) -> None:
-    with pytest.raises(ValueError, match="group_size"):
-        sampled_cross_entropy(*inputs(4, 5), Uniform(2, 0), group_size=group_size)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_gradient_of_touched_rows_is_sparse_and_that_of_the_dense_one(name: str) -> None:
+    states_ND, table_VD, targets_N = inputs(11, 11)
+    bias_V = torch.randn(11, dtype=torch.float64, requires_grad=True)
+    dense, touched = (
+        torch.autograd.grad(
+            sampled_cross_entropy(
+                states_ND,
+                table_VD,
+                targets_N,
+                SAMPLERS[name],
+                group_size=4,
+                bias_V=bias_V,
+                table_gradient=form,
+            ),
+            (table_VD, states_ND, bias_V),
+        )
+        for form in ("dense", "touched")
+    )
+    assert touched[0].layout == torch.sparse_coo
+    assert touched[0].is_coalesced()
+    ids_U = touched[0].indices()[0]
+    assert (ids_U.diff() > 0).all()
+    assert torch.isin(targets_N, ids_U).all()
+    for ours, theirs in zip(touched, dense, strict=True):
+        assert torch.equal(ours.to_dense(), theirs)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "options", "message"),
+    [
+        (Uniform(2, 0), {"group_size": 0}, "^group_size must be at least 1, not 0"),
+        (Uniform(2, 0), {"group_size": -3}, "^group_size must be at least 1, not -3"),
+        (Uniform(2, 0), {"correction": "log"}, "^correction must be .*'log'"),
+        (Uniform(2, 0), {"table_gradient": "sparse"}, "^table_gradient must be .*'sparse'"),
+        (Uniform(1 << 31, 0), {}, "^candidates has 2147483648 candidates of a group"),
+        (InBatch(torch.ones(4)), {}, "^probabilities_V is for 4 items, but .* 5"),
+        (Explicit(torch.zeros(3, 2).long()), {}, "^ids_GK has 3 groups"),
+        (Explicit(torch.arange(20).view(4, 5)), {}, r"^ids_GK must lie in \[-1, 5\).* 0 to 19"),
+        (Explicit(torch.arange(4)[:, None] - 2), {}, r"^ids_GK must lie in \[-1, 5\).* -2 to 1"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    candidates: Candidates, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampled_cross_entropy(*inputs(4, 5), candidates, **options)
 
 
 def test_one_item_has_no_negatives() -> None:

@@ -34,3 +34,23 @@ def test_large_logits_neither_overflow_nor_vanish() -> None:
     assert loss_N.tolist() == [0.0, 2e4]
     (grad_ND,) = torch.autograd.grad(loss_N.sum(), states_ND)
     assert grad_ND.tolist() == [[0.0], [-2.0]]
+
+
+def test_the_eager_backend_leaves_out_no_gradient() -> None:
+    states_ND, table_VD = torch.randn(5, 3, requires_grad=True), torch.randn(9, 3)
+    grads = [
+        torch.autograd.grad(
+            full_cross_entropy(states_ND, table_VD, torch.arange(5), filter_eps=filter_eps),
+            states_ND,
+        )
+        for filter_eps in (None, 0.5)
+    ]
+    assert torch.equal(grads[0][0], grads[1][0])
+
+
+@pytest.mark.parametrize("filter_eps", [-0.1, float("inf"), float("nan")])
+def test_a_threshold_is_a_finite_number(filter_eps: float) -> None:
+    with pytest.raises(ValueError, match=r"^filter_eps must be finite and not negative, not "):
+        full_cross_entropy(
+            torch.zeros(2, 3), torch.zeros(4, 3), torch.arange(2), filter_eps=filter_eps
+        )

@@ -1,6 +1,7 @@
-"""What both losses share."""
+"""What both losses share, on the eager backend."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from kernels import Uniform, full_cross_entropy, reference, sampled_cross_entropy
+from kernels.candidates import Draws, draw
 from objectives.memory import measured_memory
 
 CPU = torch.device("cpu")
@@ -15,12 +17,10 @@ Loss = Callable[..., Tensor]
 
 
 def sampled(group_size: int, num_candidates: int = 6) -> Loss:
-    def loss(
-        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, reduction: str = "mean"
-    ) -> Tensor:
+    def loss(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, **options: Any) -> Any:
         candidates = Uniform(num_candidates, seed=3)
         return sampled_cross_entropy(
-            states_ND, table_VD, targets_N, candidates, group_size=group_size, reduction=reduction
+            states_ND, table_VD, targets_N, candidates, group_size=group_size, **options
         )
 
     return loss
@@ -48,11 +48,11 @@ def inputs(
 
 
 def values(
-    loss: Loss, states_ND: Tensor, table_VD: Tensor, targets_N: Tensor
+    loss: Loss, states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, **options: Any
 ) -> tuple[Tensor, ...]:
     """Losses of the rows and both gradients under uneven weights of the rows."""
     states_ND, table_VD = (given.detach().requires_grad_() for given in (states_ND, table_VD))
-    loss_N = loss(states_ND, table_VD, targets_N, reduction="none")
+    loss_N = loss(states_ND, table_VD, targets_N, reduction="none", **options)
     weights_N = torch.linspace(-1, 2, len(loss_N), dtype=loss_N.dtype)
     return loss_N.detach(), *torch.autograd.grad(loss_N, (states_ND, table_VD), weights_N)
 
@@ -62,46 +62,122 @@ def assert_close(ours: tuple[Tensor, ...], truth: tuple[Tensor, ...], tolerance:
         torch.testing.assert_close(our, true, atol=tolerance, rtol=tolerance)
 
 
+def extras(targets_N: Tensor, num_items: int = 9) -> tuple[Tensor, Tensor]:
+    """A bias and a logit scale; half of the targets become ignored ones."""
+    targets_N[1::2] = -100
+    generator = torch.Generator().manual_seed(num_items)
+    bias_V = torch.randn(num_items, dtype=torch.float64, generator=generator)
+    return bias_V.requires_grad_(), torch.tensor(1.3, dtype=torch.float64).requires_grad_()
+
+
 @every_loss
-@pytest.mark.parametrize(("states", "table"), [(True, True), (True, False), (False, True)])
-def test_gradients_pass_gradcheck(loss: Loss, states: bool, table: bool) -> None:
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, None])
+def test_gradients_pass_gradcheck(loss: Loss, needed: int | None) -> None:
     states_ND, table_VD, targets_N = inputs(6)
-    states_ND.requires_grad_(states)
-    table_VD.requires_grad_(table)
-    assert torch.autograd.gradcheck(
-        lambda s, t: loss(s, t, targets_N, reduction="none"), (states_ND, table_VD)
-    )
-    loss(states_ND, table_VD, targets_N).backward()  # type: ignore[no-untyped-call]
-    assert (states_ND.grad is not None) == states
-    assert (table_VD.grad is not None) == table
+    leaves = (states_ND, table_VD, *extras(targets_N))
+    for number, leaf in enumerate(leaves):
+        leaf.requires_grad_(needed in (None, number))
+
+    def both(states_ND: Tensor, table_VD: Tensor, bias_V: Tensor, scale: Tensor) -> Any:
+        options = {"bias_V": bias_V, "logit_scale": scale, "return_lse": True}
+        return loss(states_ND, table_VD, targets_N, reduction="none", **options)
+
+    assert torch.autograd.gradcheck(both, leaves)
+    sum(both(*leaves)).sum().backward()
+    for number, leaf in enumerate(leaves):
+        assert (leaf.grad is not None) == (needed in (None, number))
 
 
 def eager(loss: Loss, num_candidates: int, group_size: int) -> Loss:
-    """The loss as an everyday PyTorch program in the dtype of its inputs."""
+    """Loss and log-sum-exp as an everyday PyTorch program in the dtype of its inputs."""
 
-    def full(
-        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, reduction: str = "mean"
-    ) -> Tensor:
-        return F.cross_entropy(states_ND @ table_VD.T, targets_N, reduction=reduction)
-
-    def drawn(
-        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, reduction: str = "mean"
-    ) -> Tensor:
+    def logits_of(
+        states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, bias_V: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if loss is full_cross_entropy:
+            return scale * states_ND @ table_VD.T + bias_V, targets_N
         num_groups = -(-len(targets_N) // group_size)
-        ids_GK = Uniform(num_candidates, seed=3).draw(0, num_groups, len(table_VD), CPU)
+        draws = Draws(num_candidates, seed=3)
+        ids_GK = draw(draws, 0, num_groups, len(table_VD), CPU)
         ids_NK = ids_GK.repeat_interleave(group_size, dim=0)[: len(targets_N)]
-        positive_N1 = (states_ND * table_VD[targets_N]).sum(-1, keepdim=True)
+        items_N = targets_N.clamp(min=0)
+        positive_N1 = (states_ND * table_VD[items_N]).sum(-1, keepdim=True)
+        positive_N1 = scale * positive_N1 + bias_V[items_N, None]
         logits_NK = torch.einsum("nd,nkd->nk", states_ND, table_VD[ids_NK])
+        logits_NK = scale * logits_NK + bias_V[ids_NK]
         hit_NK = ids_NK == targets_N[:, None]
-        misses_N1 = (~hit_NK).sum(-1, keepdim=True).clamp(min=1)
+        misses_N1 = (~hit_NK).sum(-1, keepdim=True).clamp(min=1).double()
         logits_NK = logits_NK + torch.log((len(table_VD) - 1) / misses_N1).to(logits_NK.dtype)
         logits_NK = logits_NK.masked_fill(hit_NK, -torch.inf)
-        zeros_N = torch.zeros_like(targets_N)
-        return F.cross_entropy(
-            torch.cat([positive_N1, logits_NK], 1), zeros_N, reduction=reduction
-        )
+        return torch.cat([positive_N1, logits_NK], 1), targets_N.clamp(max=0)
 
-    return full if loss is full_cross_entropy else drawn
+    def cross_entropy(
+        states_ND: Tensor,
+        table_VD: Tensor,
+        targets_N: Tensor,
+        *,
+        reduction: str = "mean",
+        bias_V: Tensor | None = None,
+        logit_scale: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> Any:
+        bias_V = table_VD.new_zeros(len(table_VD)) if bias_V is None else bias_V
+        scale = table_VD.new_ones(()) if logit_scale is None else logit_scale
+        logits, classes_N = logits_of(states_ND, table_VD, targets_N, bias_V, scale)
+        value = F.cross_entropy(logits, classes_N, reduction=reduction)
+        return (value, logits.logsumexp(1).where(targets_N >= 0, 0)) if return_lse else value
+
+    return cross_entropy
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("group_size", [None, 1, 4, 100])
+def test_equals_an_everyday_program(group_size: int | None, reduction: str) -> None:
+    loss: Loss = full_cross_entropy if group_size is None else sampled(group_size)
+    states_ND, table_VD, targets_N = inputs(11)
+    bias_V, scale = extras(targets_N)
+    leaves = (states_ND, table_VD, bias_V, scale)
+    options: dict[str, Any] = {"bias_V": bias_V, "logit_scale": scale, "return_lse": True}
+    options["reduction"] = reduction
+    results = []
+    for each in (loss, eager(loss, 6, group_size or 1)):
+        value, lse_N = each(states_ND, table_VD, targets_N, **options)
+        weights = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view(value.shape)
+        weights_N = torch.linspace(3, 1, 11, dtype=torch.float64)
+        total = (value * weights).sum() + (lse_N * weights_N).sum()
+        results.append((value, lse_N, *torch.autograd.grad(total, leaves)))
+    ours, theirs = results
+    assert_close(ours, theirs, 1e-12)
+
+
+@every_loss
+def test_a_scale_may_be_a_number(loss: Loss) -> None:
+    arguments = inputs(7)
+    ours = values(loss, *arguments, logit_scale=0.5)
+    assert_close(ours, values(loss, *arguments, logit_scale=torch.tensor(0.5)), 1e-14)
+    assert not torch.allclose(ours[0], loss(*arguments, reduction="none"))
+
+
+@every_loss
+def test_any_number_may_mark_the_rows_to_ignore(loss: Loss) -> None:
+    states_ND, table_VD, targets_N = inputs(7)
+    item = int(targets_N[2])
+    others_N = targets_N != item
+    loss_N = loss(states_ND, table_VD, targets_N, ignore_index=item, reduction="none")
+    assert torch.equal(loss_N == 0, ~others_N)
+    mean = loss(states_ND, table_VD, targets_N, ignore_index=item)
+    torch.testing.assert_close(mean, loss_N[others_N].mean())
+    marked_N = targets_N.where(others_N, -1)
+    assert torch.equal(loss(states_ND, table_VD, marked_N, ignore_index=-1), mean)
+
+
+@every_loss
+def test_a_mean_over_no_row_is_zero(loss: Loss) -> None:
+    states_ND, table_VD, targets_N = inputs(5)
+    result = loss(states_ND, table_VD, targets_N.fill_(-100))
+    assert result == 0
+    for grad in torch.autograd.grad(result, (states_ND, table_VD)):
+        assert torch.equal(grad, torch.zeros_like(grad))
 
 
 @pytest.mark.parametrize(
@@ -209,29 +285,28 @@ def test_the_size_of_the_tiles_changes_nothing(
     assert_close(values(loss, *arguments), whole, 1e-13)
 
 
-def peak_of_a_step(loss: Loss, num_rows: int) -> int:
-    arguments = inputs(num_rows, num_items=256, width=8, dtype=torch.float32)
-    with measured_memory(CPU, 1 << 40) as memory:
-        loss(*arguments).backward()  # type: ignore[no-untyped-call]
-    return memory.peak
-
-
 @pytest.mark.parametrize(
     "loss",
     [full_cross_entropy, sampled(1, 256), sampled(32, 256), sampled(10_000, 256)],
     ids=["full", "sampled-1", "sampled-32", "sampled-pool"],
 )
-def test_the_peak_grows_by_inputs_and_outputs_only(
+def test_the_peak_grows_by_what_is_returned_and_two_numbers_a_row(
     loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference, "TILE_ELEMENTS", 8192)
+
+    def peak_of_a_step(num_rows: int) -> int:
+        arguments = inputs(num_rows, num_items=256, width=8, dtype=torch.float32)
+        with measured_memory(CPU, 1 << 40) as memory:
+            loss(*arguments).backward()  # type: ignore[no-untyped-call]
+        return memory.peak
+
     few, many = 128, 1024
-    peak_of_a_step(loss, few)  # fills the caches of constants
-    growth = (peak_of_a_step(loss, many) - peak_of_a_step(loss, few)) / (many - few)
-    given = 8 * 4 + 8  # state and target
+    peak_of_a_step(few)  # fills the caches of constants
+    growth = (peak_of_a_step(many) - peak_of_a_step(few)) / (many - few)
     returned = 8 * 4 + 4  # gradient and loss
-    # Beside them the log-sum-exp and the gradient of the loss; a row of logits takes 1024 bytes.
-    assert given + returned <= growth <= given + returned + 8
+    # A row of logits would take 1024 bytes.
+    assert returned <= growth <= returned + 8
 
 
 @every_loss
@@ -255,11 +330,12 @@ def test_a_second_derivative_is_refused(loss: Loss) -> None:
     states_ND, table_VD, targets_N = inputs(4)
     loss_ = loss(states_ND, table_VD, targets_N)
     (grad_ND,) = torch.autograd.grad(loss_.square(), states_ND, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         grad_ND.sum().backward()  # type: ignore[no-untyped-call]
 
 
 FLOATS, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
+HUGE = torch.empty(1 << 31, 3, device="meta")
 
 
 @every_loss
@@ -268,8 +344,13 @@ FLOATS, IDS = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
     [
         (FLOATS[0], FLOATS, IDS, "^states_ND must be a float matrix"),
         (FLOATS.long(), FLOATS, IDS, "^states_ND must be a float matrix"),
+        (FLOATS.to(torch.float8_e4m3fn), FLOATS, IDS, "^states_ND must be a float matrix"),
+        (FLOATS[:, :0], FLOATS[:, :0], IDS, "^states_ND must have at least one column"),
+        (HUGE, FLOATS, IDS, "^states_ND has 2147483648 rows, but the most is 2147483647"),
         (FLOATS, FLOATS[0], IDS, "^table_VD must be a float matrix"),
         (FLOATS, FLOATS.long(), IDS, "^table_VD must be a float matrix"),
+        (FLOATS, FLOATS[:0], IDS, "^table_VD must have at least one item"),
+        (FLOATS, HUGE, IDS, "^table_VD has 2147483648 items, but the most is 2147483647"),
         (FLOATS, torch.zeros(4, 2), IDS, "^table_VD has width 2, but states_ND has 3"),
         (FLOATS, FLOATS, IDS[:3], r"^targets_N must be int64 of shape \[4\]"),
         (FLOATS, FLOATS, IDS[:, None], r"^targets_N must be int64 of shape \[4\]"),
@@ -287,11 +368,21 @@ def test_arguments_that_do_not_fit_are_named(
 
 
 @every_loss
-def test_an_unknown_reduction_is_named(loss: Loss) -> None:
-    with pytest.raises(ValueError, match=r"reduction must be .*'median'"):
-        loss(*inputs(3), reduction="median")
-
-
-def test_an_empty_catalogue_is_refused() -> None:
-    with pytest.raises(ValueError, match="table_VD"):
-        full_cross_entropy(FLOATS[:0], FLOATS[:0], IDS[:0])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction": "median"}, "^reduction must be .*'median'"),
+        ({"bias_V": FLOATS[:, 0][:3]}, r"^bias_V must be float of shape \[4\], not .* \[3\]"),
+        ({"bias_V": FLOATS[:, :1]}, r"^bias_V must be float of shape \[4\]"),
+        ({"bias_V": IDS}, r"^bias_V must be float of shape \[4\], not torch.int64"),
+        ({"bias_V": FLOATS[:, 0].to("meta")}, "^bias_V is on meta, but table_VD is on cpu"),
+        ({"logit_scale": torch.ones(1)}, r"^logit_scale must be float of shape \[\]"),
+        ({"logit_scale": torch.tensor(2)}, r"^logit_scale must be float of shape \[\]"),
+        ({"logit_scale": torch.ones((), device="meta")}, "^logit_scale is on meta"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(
+    loss: Loss, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(FLOATS, FLOATS, IDS, **options)

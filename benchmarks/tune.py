@@ -1,0 +1,164 @@
+"""Which tiles are fastest on this card? Measures them and writes the best to the launch table.
+
+python -m benchmarks.tune [--widths 64 128 256] [--dtype bfloat16] [--table FILE]
+
+Every tile is compiled first, in parallel; one that does not fit the card is left out. Times are
+medians of ten launches of one kernel alone, on random data, the L2 cache flushed before each.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from kernels import launch, triton_backend
+from kernels.candidates import Draws
+from kernels.launch import Tile, Tiles
+from kernels.reference import Problem
+
+_SHAPE = (65_536, 1_000_000, 511)
+"""Rows, items and candidates; the catalogue is cut to a tenth for the kernels that walk all."""
+_GROUP = 128
+_ROWS = (128, 64)
+_CANDIDATES = (64, 128, 32)
+_WARPS_AND_STAGES = ((8, 5), (8, 3), (4, 3), (4, 2))
+_CANDIDATE_TILES: dict[str, list[Tile]] = {
+    "forward": [Tile(r, k, *w) for r in _ROWS for k in _CANDIDATES for w in _WARPS_AND_STAGES],
+    "catalogue": [Tile(r, k, *w) for r in _ROWS for k in _CANDIDATES for w in _WARPS_AND_STAGES],
+    "group": [Tile(_GROUP, k, *w) for k in _CANDIDATES for w in _WARPS_AND_STAGES],
+    "pool": [Tile(r, k, *w) for r in (64, 32) for k in (128, 64) for w in _WARPS_AND_STAGES],
+    "row": [Tile(1, k, 1, 1) for k in (4, 8, 16)],
+    "segment": [Tile(1, k, 1, 1) for k in (4, 8, 16)],
+}
+
+
+class _Job(NamedTuple):
+    kernel: str
+    tile: Tile
+    width: int
+    dtype: torch.dtype
+
+
+def _problem(job: _Job, num_rows: int, num_items: int, num_candidates: int) -> Problem:
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def random(rows: int) -> torch.Tensor:
+        return torch.randn(rows, job.width, device="cuda", dtype=job.dtype, generator=generator)
+
+    whole = job.kernel in ("catalogue", "pool")
+    if whole:
+        num_items //= 10
+    table_VD = random(num_items) * job.width**-0.5
+    targets_N = torch.randint(num_items, (num_rows,), device="cuda", generator=generator)
+    draws = None if whole else Draws(num_candidates, seed=1)
+    group_size = 1 if job.kernel in ("row", "segment") else _GROUP
+    return Problem(
+        random(num_rows), table_VD, targets_N, draws, group_size, "none" if whole else "logq",
+        operand_dtype=job.dtype,
+    )  # fmt: skip
+
+
+def _kernel(job: _Job, problem: Problem) -> Callable[[], object]:
+    """A launch of the job's kernel with the job's tile, everything before it done."""
+    block_d = max(16, 1 << (job.width - 1).bit_length())
+    key = (torch.cuda.get_device_capability()[0], job.dtype.itemsize, block_d)
+    tiles = launch.default_tiles(job.dtype.itemsize, block_d)
+    launch._table()[key] = tiles._replace(**{job.kernel: job.tile})
+    launch._config.cache_clear()
+    faults = torch.zeros(1, dtype=torch.int32, device="cuda")
+
+    def forward() -> triton_backend.Saved:
+        return triton_backend.forward(problem, "dense", True, None, faults)
+
+    if job.kernel in ("forward", "catalogue", "row"):
+        return forward
+    saved = forward()
+    weight_N = torch.ones(1, device="cuda").expand(len(problem.states_ND))
+    return lambda: triton_backend.table_gradients(problem, "dense", saved, weight_N, None, None)
+
+
+def _compile(job: _Job) -> str:
+    """Compiles a job's kernel on a small problem; why it cannot be, if so."""
+    try:
+        _kernel(job, _problem(job, 256, 20_000, 255))()
+        torch.cuda.synchronize()
+    except OutOfResources as error:
+        return str(error)
+    return ""
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _milliseconds(run: Callable[[], object], repetitions: int = 10) -> float:
+    flush = torch.empty(1 << 26, dtype=torch.int32, device="cuda")
+    times: list[float] = []
+    for _ in range(repetitions + 1):
+        flush.zero_()
+        torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
+        start, end = _event(), _event()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--table", type=Path, default=launch.TABLE)
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    jobs = [
+        _Job(kernel, tile, width, dtype)
+        for width in arguments.widths
+        for kernel, tiles in _CANDIDATE_TILES.items()
+        for tile in tiles
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
+        faults = list(pool.map(_compile, jobs))
+    best: dict[int, dict[str, tuple[float, Tile]]] = {width: {} for width in arguments.widths}
+    problem = None
+    for job, fault in zip(jobs, faults, strict=True):
+        if fault:
+            continue
+        fresh = best[job.width].get(job.kernel) is None
+        problem = _problem(job, *_SHAPE) if fresh or problem is None else problem
+        time = _milliseconds(_kernel(job, problem))
+        print(f"{job.kernel:9} width {job.width} {tuple(job.tile)}: {time:.3f} ms", flush=True)
+        known = best[job.width].get(job.kernel, (float("inf"), job.tile))
+        best[job.width][job.kernel] = min(known, (time, job.tile))
+    _write(arguments.table, dtype.itemsize, best)
+
+
+def _write(
+    table: Path, operand_bytes: int, best: dict[int, dict[str, tuple[float, Tile]]]
+) -> None:
+    """Replaces the rows that were measured and keeps the others."""
+    rows = json.loads(launch.TABLE.read_text())
+    keys = ("capability", "operand_bytes", "block_d")
+    by_key = {tuple(row[key] for key in keys): row for row in rows}
+    for width, tiles in best.items():
+        block_d = max(16, 1 << (width - 1).bit_length())
+        key = (torch.cuda.get_device_capability()[0], operand_bytes, block_d)
+        measured = {kernel: list(tiles[kernel][1]) for kernel in Tiles._fields}
+        by_key[key] = dict(zip(keys, key, strict=True)) | measured
+    lines = ",\n".join(f"  {json.dumps(by_key[key])}" for key in sorted(by_key))
+    table.write_text(f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    main()

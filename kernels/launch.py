@@ -1,0 +1,148 @@
+"""Launch configurations of the Triton kernels: a small table, measured, and a safe default.
+
+Nothing is tuned at run time, and no entry depends on the number of rows, so that ragged batches
+run what has been compiled. `python -m benchmarks.tune` measures candidates on the card at hand and
+writes rows to `launch_table.json`.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from kernels.reference import Problem
+
+TABLE = Path(__file__).with_name("launch_table.json")
+"""Tiles by the major number of the compute capability, operand bytes and block of the width."""
+
+
+class Tile(NamedTuple):
+    """Block sizes of one kernel, and the warps and pipeline stages of its programs."""
+
+    block_r: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+class Tiles(NamedTuple):
+    """Tiles of all kernels for one width, type and card.
+
+    Attributes:
+        forward: `softmax_forward` over lists.
+        catalogue: `softmax_forward` over the whole catalogue.
+        group: `group_gradient`; block_r is the largest group that a program can hold.
+        pool: `pool_gradient`.
+        row: `row_forward`, block_k candidates at a time.
+        segment: `sum_segments`, block_k entries at a time.
+    """
+
+    forward: Tile
+    catalogue: Tile
+    group: Tile
+    pool: Tile
+    row: Tile
+    segment: Tile
+
+
+class LaunchConfig(NamedTuple):
+    """How the kernels of one problem are launched."""
+
+    forward: Tile
+    group: Tile
+    pool: Tile
+    segment: Tile
+    block_d: int
+    dtype: Any
+    precision: str
+    programs: int
+    """Programs that fill the device; fewer rows than that are cut further."""
+
+
+_WIDEST_BLOCK = 256
+_WIDEST_ROW_BLOCK = 1024
+_TRITON_DTYPES = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
+
+@cache
+def _table() -> dict[tuple[int, int, int], Tiles]:
+    return {
+        (row["capability"], row["operand_bytes"], row["block_d"]): Tiles(
+            *(Tile(*row[kernel]) for kernel in Tiles._fields)
+        )
+        for row in json.loads(TABLE.read_text())
+    }
+
+
+def default_tiles(operand_bytes: int, block_d: int) -> Tiles:
+    """Tiles that fit in the 99 KiB of shared memory that any card since Ampere has."""
+    half = operand_bytes < 4
+    rows = 64 if half else 32
+    warps = 4 if block_d <= 128 else 8
+    alone = Tile(1, max(4, min(8, 4096 // block_d)), max(1, block_d // 256), 1)
+    return Tiles(
+        forward=Tile(rows, 32, warps, 2),
+        catalogue=Tile(rows, 32, warps, 2),
+        group=Tile(64, 32, warps, 2) if half else Tile(16, 16, warps, 2),
+        pool=Tile(32, rows, warps, 2),
+        row=alone,
+        segment=alone,
+    )
+
+
+def launch_config(problem: Problem, by_row: bool) -> LaunchConfig:
+    """The configuration for a problem's width, type and device."""
+    return _config(
+        problem.states_ND.device,
+        problem.operand_dtype,
+        int(problem.states_ND.shape[1]),
+        "row" if by_row else "catalogue" if problem.draws is None else "forward",
+        torch.get_float32_matmul_precision() == "highest",
+    )
+
+
+def for_group(tile: Tile, group_size: int) -> Tile:
+    """The tile with no more rows than a group needs; a matrix product has at least 16."""
+    return tile._replace(block_r=min(tile.block_r, max(16, next_power_of_2(group_size))))
+
+
+@cache
+def _config(
+    device: torch.device, dtype: torch.dtype, width: int, kernel: str, exact: bool
+) -> LaunchConfig:
+    widest = _WIDEST_ROW_BLOCK if kernel == "row" else _WIDEST_BLOCK
+    block_d = min(widest, max(16, next_power_of_2(width)))
+    capability, programs = 0, 1
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        capability, programs = properties.major, 2 * properties.multi_processor_count
+    tiles = _table().get((capability, dtype.itemsize, block_d))
+    if tiles is None:
+        tiles = default_tiles(dtype.itemsize, block_d)
+    return LaunchConfig(
+        forward=getattr(tiles, kernel),
+        group=tiles.group,
+        pool=tiles.pool,
+        segment=tiles.segment,
+        block_d=block_d,
+        dtype=_TRITON_DTYPES[dtype],
+        precision="tf32x3" if exact and dtype == torch.float32 else "tf32",
+        programs=programs,
+    )
+
+
+def cdiv(number: int, divisor: int) -> int:
+    """The quotient rounded up; `triton.cdiv` takes 10 microseconds on the host."""
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is not below a number of at least 1."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,167 @@
+"""Launches the table's gradient of rows that have candidates of their own: a sort, then sums.
+
+Shapes: N rows, K candidates, V items, D width, U touched items.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import triton_lists, triton_rows
+from kernels.launch import cdiv, next_power_of_2
+from kernels.reference import Problem
+from kernels.triton_plan import (
+    Plan,
+    Saved,
+    TableGradients,
+    Touched,
+    Weights,
+    is_given,
+    lists_of,
+    log_q_of,
+    strides,
+    weight_strides,
+)
+
+_SEGMENT = 512
+"""Entries of an item that one program sums; what is more is shared among programs."""
+_LEAST_ENTRIES = 1 << 24
+"""Entries that are sorted at once: half of all, but no fewer than are worth a pass."""
+_MOST_ENTRIES = 1 << 29
+
+
+def sum_by_item(
+    problem: Problem,
+    cut: Plan,
+    saved: Saved,
+    weights: Weights,
+    result: TableGradients,
+    touched: Touched,
+) -> None:
+    """Sorts the rows' candidates by item, a bounded number of rows at a time, and sums."""
+    assert problem.draws is not None
+    entries_per_row = cut.num_candidates + 1
+    half = cdiv(cut.num_rows * entries_per_row, 2)
+    most = max(_LEAST_ENTRIES, min(half, _MOST_ENTRIES))
+    rows_per_pass = max(1, most // entries_per_row)
+    device = problem.states_ND.device
+    items = result.items_U if touched.set_W is not None else None
+    num_bins = len(result.rows)
+    bias = result.bias_V if len(result.bias_V) else None
+    config = cut.config.segment
+    entries = ends = None
+    if items is not None:
+        # Bins beyond the number of touched items are empty, but their item is read.
+        past_end = torch.arange(len(items), device=device) >= result.num_touched
+        items.masked_fill_(past_end, 0)
+    constants: dict[str, Any] = {
+        "D": cut.width,
+        "DTYPE": cut.config.dtype,
+        "BLOCK_K": config.block_k,
+        "BLOCK_D": cut.config.block_d,
+        "num_warps": config.num_warps,
+    }
+    for first in range(0, cut.num_rows, rows_per_pass):
+        last = min(first + rows_per_pass, cut.num_rows)
+        del entries, ends  # of the pass before, for their room
+        if problem.deterministic:
+            entries, ends = _sort_in_order(problem, cut, first, last, items, num_bins)
+        else:
+            entries, ends = _sort(problem, cut, first, last, touched, num_bins)
+        segment = 1 << 30 if problem.deterministic else _SEGMENT
+        sources = (
+            entries,
+            problem.states_ND,
+            problem.table_VD,
+            problem.bias_V,
+            problem.logit_scale,
+            log_q_of(problem),
+            saved.shift_N,
+            saved.target_error_N,
+            *weights,
+            num_bins,
+            segment,
+            *weight_strides(*weights),
+            *strides(problem),
+        )
+        triton_rows.sum_segments[(num_bins,)](
+            result.rows, bias, items, ends, *sources, ADD=first > 0, **constants
+        )
+        if not problem.deterministic:
+            begins = torch.nn.functional.pad(ends[:-1], (1, 0))
+            left = ((ends - begins - 1) // _SEGMENT).clamp_(min=0)
+            chunk_ends = left.cumsum(0, dtype=torch.int32)
+            triton_rows.add_long_segments[(cdiv(len(entries), _SEGMENT),)](
+                result.rows, bias, items, ends, chunk_ends, *sources, **constants
+            )
+
+
+def _sort(
+    problem: Problem, cut: Plan, first: int, last: int, touched: Touched, num_bins: int
+) -> tuple[Tensor, Tensor]:
+    """Counting sort of the candidates and targets of rows first .. last by item."""
+    assert problem.draws is not None
+    device = problem.states_ND.device
+    counts = torch.zeros(num_bins, dtype=torch.int32, device=device)
+    entries = torch.empty(
+        (last - first) * (cut.num_candidates + 1), dtype=torch.int32, device=device
+    )
+    block = min(1024, next_power_of_2(cut.num_candidates + 1))
+    grid = (last - first, cdiv(cut.num_candidates + 1, block))
+    arguments = (
+        problem.targets_N,
+        lists_of(problem, problem.targets_N) if is_given(problem) else None,
+        problem.draws.alias_V2,
+        *touched,
+        problem.draws.seed,
+        first,
+        cut.num_rows,
+        cut.num_items,
+        cut.num_candidates,
+        problem.ignore_index,
+    )
+    triton_rows.count_entries[grid](counts, *arguments, BLOCK=block)
+    cursor = counts.cumsum(0, dtype=torch.int32)
+    cursor -= counts
+    triton_rows.sort_entries[grid](entries, cursor, *arguments, BLOCK=block)
+    return entries, cursor
+
+
+def _sort_in_order(
+    problem: Problem, cut: Plan, first: int, last: int, items: Tensor | None, num_bins: int
+) -> tuple[Tensor, Tensor]:
+    """As `_sort`, the entries of an item in the order of the rows."""
+    assert problem.draws is not None
+    device = problem.states_ND.device
+    num_candidates = cut.num_candidates
+    keys = torch.empty(last - first, num_candidates + 1, dtype=torch.int32, device=device)
+    given = lists_of(problem, problem.targets_N) if is_given(problem) else None
+    if given is None:
+        block = min(1024, next_power_of_2(num_candidates))
+        drawn = torch.empty(last - first, num_candidates, dtype=torch.int32, device=device)
+        triton_lists.write_lists[(last - first,)](
+            drawn,
+            None,
+            None,
+            problem.draws.alias_V2,
+            problem.draws.seed,
+            first,
+            cut.num_items,
+            num_candidates,
+            BLOCK=block,
+        )
+    else:
+        drawn = given[first:last]
+    targets = problem.targets_N[first:last, None]
+    known = (targets != problem.ignore_index) & (targets >= 0) & (targets < cut.num_items)
+    keys[:, :-1] = drawn.masked_fill((drawn == targets) | (drawn < 0) | ~known, cut.num_items)
+    keys[:, -1:] = targets.masked_fill(~known, cut.num_items)
+    ordered, places = keys.flatten().sort(stable=True)
+    row = first + places // (num_candidates + 1)
+    is_target = places % (num_candidates + 1) == num_candidates
+    entries = torch.where(is_target, -1 - row, row).to(torch.int32)
+    if items is None:
+        items = torch.arange(num_bins, dtype=torch.int64, device=device)
+    ends = torch.searchsorted(ordered, items.to(torch.int32), right=True, out_int32=True)
+    return entries, ends

@@ -1,0 +1,34 @@
+"""Triton's kernels run in its interpreter where there is no GPU."""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Before triton is imported for the first time.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where Triton's kernels run."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton backend, whatever the device."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("PARETOCUT_KERNELS", "triton")
+
+
+@pytest.fixture(params=["eager", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each backend in turn."""
+    name: str = request.param
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("no triton")
+    monkeypatch.setenv("PARETOCUT_KERNELS", name)
+    return name
