@@ -45,56 +45,70 @@ def sum_by_item(
     half = cdiv(cut.num_rows * entries_per_row, 2)
     most = max(_LEAST_ENTRIES, min(half, _MOST_ENTRIES))
     rows_per_pass = max(1, most // entries_per_row)
-    device = problem.states_ND.device
     items = result.items_U if touched.set_W is not None else None
-    num_bins = len(result.rows)
-    bias = result.bias_V if len(result.bias_V) else None
-    config = cut.config.segment
-    entries = ends = None
     if items is not None:
         # Bins beyond the number of touched items are empty, but their item is read.
-        past_end = torch.arange(len(items), device=device) >= result.num_touched
+        past_end = torch.arange(len(items), device=items.device) >= result.num_touched
         items.masked_fill_(past_end, 0)
+    for first in range(0, cut.num_rows, rows_per_pass):
+        last = min(first + rows_per_pass, cut.num_rows)
+        _sum_pass(problem, cut, saved, weights, result, touched, items, first, last)
+
+
+def _sum_pass(
+    problem: Problem,
+    cut: Plan,
+    saved: Saved,
+    weights: Weights,
+    result: TableGradients,
+    touched: Touched,
+    items: Tensor | None,
+    first: int,
+    last: int,
+) -> None:
+    """Adds what rows first .. last owe; its room is free again at its end."""
+    num_bins = len(result.rows)
+    bias = result.bias_V if len(result.bias_V) else None
+    tile = cut.config.segment
     constants: dict[str, Any] = {
         "D": cut.width,
         "DTYPE": cut.config.dtype,
-        "BLOCK_K": config.block_k,
+        "BLOCK_K": tile.block_k,
         "BLOCK_D": cut.config.block_d,
-        "num_warps": config.num_warps,
+        "num_warps": tile.num_warps,
     }
-    for first in range(0, cut.num_rows, rows_per_pass):
-        last = min(first + rows_per_pass, cut.num_rows)
-        del entries, ends  # of the pass before, for their room
-        if problem.deterministic:
-            entries, ends = _sort_in_order(problem, cut, first, last, items, num_bins)
-        else:
-            entries, ends = _sort(problem, cut, first, last, touched, num_bins)
-        segment = 1 << 30 if problem.deterministic else _SEGMENT
-        sources = (
-            entries,
-            problem.states_ND,
-            problem.table_VD,
-            problem.bias_V,
-            problem.logit_scale,
-            log_q_of(problem),
-            saved.shift_N,
-            saved.target_error_N,
-            *weights,
-            num_bins,
-            segment,
-            *weight_strides(*weights),
-            *strides(problem),
+    if problem.deterministic:
+        entries, ends = _sort_in_order(problem, cut, first, last, items, num_bins)
+    else:
+        entries, ends = _sort(problem, cut, first, last, touched, num_bins)
+    segment = 1 << 30 if problem.deterministic else _SEGMENT
+    sources = (
+        entries,
+        problem.states_ND,
+        problem.table_VD,
+        problem.bias_V,
+        problem.logit_scale,
+        log_q_of(problem),
+        saved.shift_N,
+        saved.target_error_N,
+        *weights,
+        num_bins,
+        segment,
+        *weight_strides(*weights),
+        *strides(problem),
+    )
+    triton_rows.sum_segments[(num_bins,)](
+        result.rows, bias, items, ends, *sources, ADD=first > 0, **constants
+    )
+    if not problem.deterministic:
+        # Full chunks beyond the first of every bin.
+        left = ends.clone()
+        left[1:] -= ends[:-1]
+        left.sub_(1).div_(_SEGMENT, rounding_mode="floor").clamp_(min=0)
+        chunk_ends = left.cumsum(0, dtype=torch.int32)
+        triton_rows.add_long_segments[(cdiv(len(entries), _SEGMENT),)](
+            result.rows, bias, items, ends, chunk_ends, *sources, **constants
         )
-        triton_rows.sum_segments[(num_bins,)](
-            result.rows, bias, items, ends, *sources, ADD=first > 0, **constants
-        )
-        if not problem.deterministic:
-            begins = torch.nn.functional.pad(ends[:-1], (1, 0))
-            left = ((ends - begins - 1) // _SEGMENT).clamp_(min=0)
-            chunk_ends = left.cumsum(0, dtype=torch.int32)
-            triton_rows.add_long_segments[(cdiv(len(entries), _SEGMENT),)](
-                result.rows, bias, items, ends, chunk_ends, *sources, **constants
-            )
 
 
 def _sort(

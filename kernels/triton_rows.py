@@ -208,7 +208,9 @@ def sum_segments(
         )  # fmt: skip
         tl.store(place, value, mask=d[None, :] < D)
         if bias_gradient is not None:
-            tl.store(bias_gradient + item + tl.arange(0, 1), error_sum)
+            # The item of a bin beyond the touched ones is any.
+            mine = item + tl.arange(0, 1)
+            tl.store(bias_gradient + mine, error_sum, mask=(mine >= 0) & (end > begin))
 
 
 @triton.jit(do_not_specialize=["num_bins", "segment"])

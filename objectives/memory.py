@@ -99,7 +99,13 @@ class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **kwargs) if kwargs else func(*args)
+        if func.namespace == "paretocut":
+            # Our operators are made of others, whose tensors count too.
+            with self:
+                keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+                output = func.redispatch(keys, *args, **(kwargs or {}))
+        else:
+            output = func(*args, **kwargs) if kwargs else func(*args)
         if isinstance(output, Tensor):
             self._track(output)
         elif isinstance(output, (tuple, list)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, top_k
+from kernels.candidates import Draws, draw
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.memory import measured_memory
@@ -50,9 +51,9 @@ def data() -> PreparedData:
 
 
 def test_candidates_are_those_of_the_cpu() -> None:
-    candidates = Uniform(1000, seed=12345678901234)
-    on_cpu = candidates.draw(5, 40, 9_999_991, "cpu")
-    assert torch.equal(candidates.draw(5, 40, 9_999_991, CUDA).cpu(), on_cpu)
+    draws = Draws(1000, seed=12345678901234)
+    on_cpu = draw(draws, 5, 40, 9_999_991, "cpu")
+    assert torch.equal(draw(draws, 5, 40, 9_999_991, CUDA).cpu(), on_cpu)
 
 
 @pytest.mark.parametrize("loss", ["sampled", "full"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import full_cross_entropy
 from objectives.memory import measured_memory, memory_source
 from objectives.trial import InfeasibleTrial
 
@@ -93,6 +94,13 @@ def test_a_second_measurement_starts_from_nothing() -> None:
 
 def test_a_storage_that_grows_in_place_is_counted() -> None:
     assert peak_of(lambda: torch.empty(0).resize_(1000)) == 4000
+
+
+def test_what_a_loss_allocates_inside_is_counted() -> None:
+    states_ND, table_VD = torch.zeros(256, 8), torch.zeros(4096, 8)
+    targets_N = torch.zeros(256, dtype=torch.int64)
+    logits = 256 * 4096 * 4
+    assert peak_of(lambda: full_cross_entropy(states_ND, table_VD, targets_N)) >= logits
 
 
 def test_gradients_are_counted() -> None:
