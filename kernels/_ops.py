@@ -157,8 +157,11 @@ def _cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
     faults = faults_of(problem.states_ND.device)
     faults.check()
     problem = _without_bad_ids(_aligned(problem), faults)
-    saved = triton_backend.forward(problem, table_gradient, with_mixtures, filter_eps, faults.bits)
-    faults.report()
+    with _on_device_of(problem.states_ND):
+        saved = triton_backend.forward(
+            problem, table_gradient, with_mixtures, filter_eps, faults.bits
+        )
+        faults.report()
     return tuple(saved)
 
 
@@ -209,7 +212,8 @@ def _triton_states_gradient(*arguments: Any) -> Tensor:
 
     flat, rest = _split(arguments)
     problem = _aligned(_problem(flat))
-    scale_gradient: Tensor = triton_backend.finish_states_gradient(problem, *rest)
+    with _on_device_of(problem.states_ND):
+        scale_gradient: Tensor = triton_backend.finish_states_gradient(problem, *rest)
     return scale_gradient
 
 
@@ -231,11 +235,12 @@ def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
         unused, unused, shift_N, target_error_N, lists_GK, num_first_G, touched_W, unused
     )
     problem = _without_bad_ids(_aligned(_problem(flat)))
-    return tuple(
-        triton_backend.table_gradients(
-            problem, table_gradient, saved, grad_loss_N, grad_lse_N, filter_eps
+    with _on_device_of(problem.states_ND):
+        return tuple(
+            triton_backend.table_gradients(
+                problem, table_gradient, saved, grad_loss_N, grad_lse_N, filter_eps
+            )
         )
-    )
 
 
 def _fake_triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
@@ -243,6 +248,11 @@ def _fake_triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
 
     flat, (*_, table_gradient, _) = _split(arguments)
     return tuple(triton_backend.gradients_like(_problem(flat), table_gradient))
+
+
+def _on_device_of(tensor: Tensor) -> Any:
+    """Triton launches on the current CUDA device, which need not be that of the tensors."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 def _split(arguments: Sequence[Any]) -> tuple[_Flat, _Flat]:
@@ -304,16 +314,15 @@ def _triton_backward(
 ) -> list[Tensor | None]:
     saved, (_, table_gradient, _, filter_eps) = ctx.saved_tensors, ctx.options
     flat = (*saved[:_NUM_TENSORS], *ctx.numbers)
-    kept = saved[_NUM_TENSORS:]
-    if ctx.is_spent:
-        kept = torch.ops.paretocut.cross_entropy(*flat, *ctx.options)[2:]
-    ctx.is_spent = True
-    *kept, mixtures_ND = kept
-    # Autograd need not know that what was saved becomes the gradient: `is_spent` does.
-    mixtures_ND = mixtures_ND.data
+    *kept, mixtures_ND = saved[_NUM_TENSORS:]
     needs_states, needs_table, needs_bias, needs_scale = needs
     found: list[Tensor | None] = [None] * 4
     if needs_states or needs_scale:
+        if ctx.is_spent:
+            *_, mixtures_ND = torch.ops.paretocut.cross_entropy(*flat, *ctx.options)
+        ctx.is_spent = True
+        # Autograd need not know that what was saved becomes the gradient: `is_spent` does.
+        mixtures_ND = mixtures_ND.data
         scale_1 = torch.ops.paretocut.triton_states_gradient(*flat, mixtures_ND, kept[1], *grads)
         found[0] = mixtures_ND if needs_states else None
         found[3] = scale_1.reshape(()) if needs_scale else None

@@ -10,15 +10,9 @@ from torch import Tensor
 
 from kernels import triton_lists, triton_rows
 from kernels.launch import cdiv, next_power_of_2
-from kernels.reference import Problem
 from kernels.triton_plan import (
-    Plan,
-    Saved,
+    Backward,
     TableGradients,
-    Touched,
-    Weights,
-    is_given,
-    lists_of,
     log_q_of,
     strides,
     weight_strides,
@@ -31,42 +25,26 @@ _LEAST_ENTRIES = 1 << 24
 _MOST_ENTRIES = 1 << 29
 
 
-def sum_by_item(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
-    result: TableGradients,
-    touched: Touched,
-) -> None:
+def sum_by_item(task: Backward, result: TableGradients) -> None:
     """Sorts the rows' candidates by item, a bounded number of rows at a time, and sums."""
-    assert problem.draws is not None
+    cut = task.cut
     entries_per_row = cut.num_candidates + 1
     half = cdiv(cut.num_rows * entries_per_row, 2)
     most = max(_LEAST_ENTRIES, min(half, _MOST_ENTRIES))
     rows_per_pass = max(1, most // entries_per_row)
-    items = result.items_U if touched.set_W is not None else None
+    items = result.items_U if task.touched.set_W is not None else None
     if items is not None:
         # Bins beyond the number of touched items are empty, but their item is read.
         past_end = torch.arange(len(items), device=items.device) >= result.num_touched
         items.masked_fill_(past_end, 0)
     for first in range(0, cut.num_rows, rows_per_pass):
         last = min(first + rows_per_pass, cut.num_rows)
-        _sum_pass(problem, cut, saved, weights, result, touched, items, first, last)
+        _sum_pass(task, result, items, range(first, last))
 
 
-def _sum_pass(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
-    result: TableGradients,
-    touched: Touched,
-    items: Tensor | None,
-    first: int,
-    last: int,
-) -> None:
-    """Adds what rows first .. last owe; its room is free again at its end."""
+def _sum_pass(task: Backward, result: TableGradients, items: Tensor | None, rows: range) -> None:
+    """Adds what some rows owe; its room is free again at its end."""
+    problem, cut, saved, weights, *_ = task
     num_bins = len(result.rows)
     bias = result.bias_V if len(result.bias_V) else None
     tile = cut.config.segment
@@ -78,9 +56,9 @@ def _sum_pass(
         "num_warps": tile.num_warps,
     }
     if problem.deterministic:
-        entries, ends = _sort_in_order(problem, cut, first, last, items, num_bins)
+        entries, ends = _sort_in_order(task, rows, items, num_bins)
     else:
-        entries, ends = _sort(problem, cut, first, last, touched, num_bins)
+        entries, ends = _sort(task, rows, num_bins)
     segment = 1 << 30 if problem.deterministic else _SEGMENT
     sources = (
         entries,
@@ -98,7 +76,7 @@ def _sum_pass(
         *strides(problem),
     )
     triton_rows.sum_segments[(num_bins,)](
-        result.rows, bias, items, ends, *sources, ADD=first > 0, **constants
+        result.rows, bias, items, ends, *sources, ADD=rows.start > 0, **constants
     )
     if not problem.deterministic:
         # Full chunks beyond the first of every bin.
@@ -111,25 +89,22 @@ def _sum_pass(
         )
 
 
-def _sort(
-    problem: Problem, cut: Plan, first: int, last: int, touched: Touched, num_bins: int
-) -> tuple[Tensor, Tensor]:
-    """Counting sort of the candidates and targets of rows first .. last by item."""
+def _sort(task: Backward, rows: range, num_bins: int) -> tuple[Tensor, Tensor]:
+    """Counting sort of the rows' candidates and targets by item."""
+    problem, cut = task.problem, task.cut
     assert problem.draws is not None
     device = problem.states_ND.device
     counts = torch.zeros(num_bins, dtype=torch.int32, device=device)
-    entries = torch.empty(
-        (last - first) * (cut.num_candidates + 1), dtype=torch.int32, device=device
-    )
+    entries = torch.empty(len(rows) * (cut.num_candidates + 1), dtype=torch.int32, device=device)
     block = min(1024, next_power_of_2(cut.num_candidates + 1))
-    grid = (last - first, cdiv(cut.num_candidates + 1, block))
+    grid = (len(rows), cdiv(cut.num_candidates + 1, block))
     arguments = (
         problem.targets_N,
-        lists_of(problem, problem.targets_N) if is_given(problem) else None,
+        task.lists_GK,
         problem.draws.alias_V2,
-        *touched,
+        *task.touched,
         problem.draws.seed,
-        first,
+        rows.start,
         cut.num_rows,
         cut.num_items,
         cut.num_candidates,
@@ -143,36 +118,36 @@ def _sort(
 
 
 def _sort_in_order(
-    problem: Problem, cut: Plan, first: int, last: int, items: Tensor | None, num_bins: int
+    task: Backward, rows: range, items: Tensor | None, num_bins: int
 ) -> tuple[Tensor, Tensor]:
     """As `_sort`, the entries of an item in the order of the rows."""
+    problem, cut = task.problem, task.cut
     assert problem.draws is not None
     device = problem.states_ND.device
     num_candidates = cut.num_candidates
-    keys = torch.empty(last - first, num_candidates + 1, dtype=torch.int32, device=device)
-    given = lists_of(problem, problem.targets_N) if is_given(problem) else None
-    if given is None:
+    keys = torch.empty(len(rows), num_candidates + 1, dtype=torch.int32, device=device)
+    if task.lists_GK is None:
         block = min(1024, next_power_of_2(num_candidates))
-        drawn = torch.empty(last - first, num_candidates, dtype=torch.int32, device=device)
-        triton_lists.write_lists[(last - first,)](
+        drawn = torch.empty(len(rows), num_candidates, dtype=torch.int32, device=device)
+        triton_lists.write_lists[(len(rows),)](
             drawn,
             None,
             None,
             problem.draws.alias_V2,
             problem.draws.seed,
-            first,
+            rows.start,
             cut.num_items,
             num_candidates,
             BLOCK=block,
         )
     else:
-        drawn = given[first:last]
-    targets = problem.targets_N[first:last, None]
+        drawn = task.lists_GK[rows.start : rows.stop]
+    targets = problem.targets_N[rows.start : rows.stop, None]
     known = (targets != problem.ignore_index) & (targets >= 0) & (targets < cut.num_items)
     keys[:, :-1] = drawn.masked_fill((drawn == targets) | (drawn < 0) | ~known, cut.num_items)
     keys[:, -1:] = targets.masked_fill(~known, cut.num_items)
     ordered, places = keys.flatten().sort(stable=True)
-    row = first + places // (num_candidates + 1)
+    row = rows.start + places // (num_candidates + 1)
     is_target = places % (num_candidates + 1) == num_candidates
     entries = torch.where(is_target, -1 - row, row).to(torch.int32)
     if items is None:

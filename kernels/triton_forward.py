@@ -41,11 +41,12 @@ def forward(
         return saved
     if cut.drawn_lists:
         _write_lists(problem, cut, saved)
+    lists = lists_of(problem, saved.lists_GK)
     outputs = (*saved[:4], saved.mixtures_ND if with_mixtures else None, faults)
     if cut.by_row:
-        _forward_by_row(problem, cut, outputs)
+        _forward_by_row(problem, cut, lists, outputs)
     else:
-        _forward_by_group(problem, cut, saved.lists_GK, filter_eps, outputs)
+        _forward_by_group(problem, cut, lists, filter_eps, outputs)
     return saved
 
 
@@ -78,12 +79,14 @@ def _write_lists(problem: Problem, cut: Plan, saved: Saved) -> None:
     )
 
 
-def _forward_by_row(problem: Problem, cut: Plan, outputs: tuple[Tensor | None, ...]) -> None:
+def _forward_by_row(
+    problem: Problem, cut: Plan, lists: Tensor | None, outputs: tuple[Tensor | None, ...]
+) -> None:
     assert problem.draws is not None
     config = cut.config
     triton_rows.row_forward[(cut.num_rows,)](
         *problem[:3],
-        lists_of(problem, problem.targets_N) if is_given(problem) else None,
+        lists,
         problem.draws.alias_V2,
         problem.bias_V,
         problem.logit_scale,
@@ -109,7 +112,7 @@ def _forward_by_row(problem: Problem, cut: Plan, outputs: tuple[Tensor | None, .
 def _forward_by_group(
     problem: Problem,
     cut: Plan,
-    lists_GK: Tensor,
+    lists: Tensor | None,
     filter_eps: float | None,
     outputs: tuple[Tensor | None, ...],
 ) -> None:
@@ -127,7 +130,6 @@ def _forward_by_group(
         partial_rows = empty(splits, 2, cut.num_rows, dtype=torch.float32)
         if with_gradient:
             partial_mixture = empty(splits, cut.num_rows, cut.width, dtype=torch.float32)
-    lists = lists_of(problem, lists_GK)
     absent = _count_absent(problem, cut, lists)
     shared: dict[str, Any] = {
         "D": cut.width,

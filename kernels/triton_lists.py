@@ -79,15 +79,20 @@ def pack_claimed(touched, owner, num_items: tl.int32, BLOCK: tl.constexpr):
     tl.store(touched + word, packed.to(tl.int32, bitcast=True), mask=word * 32 < num_items)
 
 
+@triton.jit
+def add_to_set(touched, item, mask):
+    """Sets the items' bits."""
+    one = tl.full(item.shape, 1, tl.uint32)
+    bit = (one << (item & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
+    tl.atomic_or(touched + (item >> 5), bit, mask=mask, sem="relaxed")
+
+
 @triton.jit(do_not_specialize=["num_entries", "num_items"])
 def mark_touched(touched, items, num_entries: tl.int64, num_items: tl.int32, BLOCK: tl.constexpr):
     """Adds items to the set; an entry outside [0, V) is none."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     item = tl.load(items + entry, mask=entry < num_entries, other=-1)
-    inside = (item >= 0) & (item < num_items)
-    item = item.to(tl.int32)
-    bit = (tl.full((BLOCK,), 1, tl.uint32) << (item & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
-    tl.atomic_or(touched + (item >> 5), bit, mask=inside, sem="relaxed")
+    add_to_set(touched, item.to(tl.int32), (item >= 0) & (item < num_items))
 
 
 @triton.jit(do_not_specialize=["seed", "num_items", "num_candidates"])
@@ -103,8 +108,7 @@ def mark_drawn(
     group = tl.program_id(0)
     slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     item = random_candidate(seed, group, slot, num_items, alias)
-    bit = (tl.full((BLOCK,), 1, tl.uint32) << (item & 31).to(tl.uint32)).to(tl.int32, bitcast=True)
-    tl.atomic_or(touched + (item >> 5), bit, mask=slot < num_candidates, sem="relaxed")
+    add_to_set(touched, item, slot < num_candidates)
 
 
 @triton.jit(do_not_specialize=["num_words"])

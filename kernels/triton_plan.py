@@ -152,6 +152,21 @@ class Touched(NamedTuple):
     rank_W: Tensor | None = None
 
 
+class Backward(NamedTuple):
+    """What every part of the backward pass works on.
+
+    Attributes:
+        lists_GK: The lists as int32; None for the whole catalogue, and where rows draw again.
+    """
+
+    problem: Problem
+    cut: Plan
+    saved: Saved
+    weights: Weights
+    lists_GK: Tensor | None
+    touched: Touched
+
+
 def gradients_like(problem: Problem, table_gradient: str) -> TableGradients:
     """Uninitialised outputs of `table_gradients`: shapes alone."""
     cut = plan(problem, table_gradient)
@@ -172,12 +187,10 @@ def gradients_like(problem: Problem, table_gradient: str) -> TableGradients:
 
 
 def lists_of(problem: Problem, lists_GK: Tensor) -> Tensor | None:
-    """The lists of a problem as int32, or None for the whole catalogue."""
-    if problem.draws is None:
-        return None
-    if problem.draws.ids_GK is None:
-        return lists_GK
-    return problem.draws.ids_GK.to(torch.int32).contiguous()
+    """Given lists as int32, or those that were drawn; None where neither is written out."""
+    if problem.draws is not None and problem.draws.ids_GK is not None:
+        return problem.draws.ids_GK.to(torch.int32).contiguous()
+    return lists_GK if lists_GK.numel() else None
 
 
 def log_q_of(problem: Problem) -> Tensor | None:

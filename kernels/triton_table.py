@@ -11,10 +11,11 @@ import triton
 from torch import Tensor
 
 from kernels import triton_lists, triton_table_gradient
-from kernels.launch import cdiv, for_group, next_power_of_2
+from kernels.launch import Tile, cdiv, for_group, next_power_of_2
 from kernels.reference import Problem
 from kernels.triton_by_item import sum_by_item
 from kernels.triton_plan import (
+    Backward,
     Plan,
     Saved,
     TableGradients,
@@ -51,29 +52,35 @@ def table_gradients(
         result.rows.zero_()
         result.num_touched.zero_()
         return result
+    lists_GK = lists_of(problem, saved.lists_GK)
     touched = Touched()
     if table_gradient == "touched":
-        touched = _touch(problem, cut, saved, result)
-    weights = (loss_weight_N, lse_weight_N)
+        touched = _touch(problem, cut, lists_GK, result)
+    task = Backward(problem, cut, saved, (loss_weight_N, lse_weight_N), lists_GK, touched)
     if cut.by_row:
-        sum_by_item(problem, cut, saved, weights, result, touched)
-    elif problem.deterministic and problem.draws is not None:
-        _add_in_order(problem, cut, saved, weights, result, touched)
+        sum_by_item(task, result)
+    elif problem.draws is None:
+        _catalogue_gradient(task, result, filter_eps)
+    elif problem.deterministic:
+        _add_in_order(task, result)
     else:
-        _add_by_group(problem, cut, saved, weights, result, touched, filter_eps)
+        _add_by_group(task, result)
     return result
 
 
-def _touch(problem: Problem, cut: Plan, saved: Saved, result: TableGradients) -> Touched:
+def _touch(
+    problem: Problem, cut: Plan, lists_GK: Tensor | None, result: TableGradients
+) -> Touched:
     """The set of the items that have a gradient, their ranks in it and their list."""
     assert problem.draws is not None
     device = problem.states_ND.device
     words = cdiv(cut.num_items, 32)
     set_W = torch.zeros(words, dtype=torch.int32, device=device)
-    targets_N = problem.targets_N
-    targets_N = targets_N.masked_fill(targets_N == problem.ignore_index, -1)
+    marked = [problem.targets_N.masked_fill(problem.targets_N == problem.ignore_index, -1)]
     block = 1024
-    if cut.by_row and not is_given(problem):
+    if lists_GK is not None:
+        marked.append(lists_GK)
+    else:
         grid = (cut.num_rows, cdiv(cut.num_candidates, block))
         triton_lists.mark_drawn[grid](
             set_W,
@@ -83,11 +90,6 @@ def _touch(problem: Problem, cut: Plan, saved: Saved, result: TableGradients) ->
             cut.num_candidates,
             BLOCK=block,
         )
-        marked = [targets_N]
-    else:
-        lists = lists_of(problem, saved.lists_GK)
-        assert lists is not None
-        marked = [lists, targets_N]
     for items in marked:
         triton_lists.mark_touched[(cdiv(items.numel(), block),)](
             set_W, items, items.numel(), cut.num_items, BLOCK=block
@@ -101,158 +103,111 @@ def _touch(problem: Problem, cut: Plan, saved: Saved, result: TableGradients) ->
     return Touched(set_W, rank_W)
 
 
-def _add_by_group(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
-    result: TableGradients,
-    touched: Touched,
-    filter_eps: float | None,
-) -> None:
-    rows = result.rows
-    bias = result.bias_V if len(result.bias_V) else None
-    lists = lists_of(problem, saved.lists_GK)
-    if lists is None:
-        _catalogue_gradient(problem, cut, saved, weights, rows, bias, filter_eps)
-        return
+def _add_by_group(task: Backward, result: TableGradients) -> None:
+    cut, rows, bias = task.cut, result.rows, _bias(result)
     if cut.claims:
         block = max(1, 4096 // cut.config.block_d)
         triton_lists.clear_untouched[(cdiv(cut.num_items, block),)](
-            rows, saved.touched_W, cut.num_items, cut.width, block, cut.config.block_d
+            rows, task.saved.touched_W, cut.num_items, cut.width, block, cut.config.block_d
         )
-        _group_gradient(problem, cut, saved, weights, rows, bias, touched, lists, front=True)
+        _group_gradient(task, rows, bias, front=True)
     else:
         rows.zero_()
-    _add_targets(problem, cut, saved, weights, rows, bias, touched)
+    _add_targets(task, rows, bias)
     if cut.is_pool:
-        parts = _parts(cut, cut.num_groups)
-        _pool_gradient(problem, cut, saved, weights, rows, bias, touched, lists, parts, False)
+        _pool_gradient(task, rows, bias, parts=_parts(cut))
     else:
-        _group_gradient(problem, cut, saved, weights, rows, bias, touched, lists)
+        _group_gradient(task, rows, bias)
 
 
-def _catalogue_gradient(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
-    rows: Tensor,
-    bias: Tensor | None,
-    filter_eps: float | None,
-) -> None:
+def _catalogue_gradient(task: Backward, result: TableGradients, filter_eps: float | None) -> None:
+    rows = result.rows
     # Only float32 can be added to; every row of another type is written once, by one program.
-    parts = 1
-    if rows.dtype == torch.float32 and not problem.deterministic:
-        parts = _parts(cut, 1)
+    addable = rows.dtype == torch.float32 and not task.problem.deterministic
+    parts = _parts(task.cut) if addable else 1
     if parts > 1:
         rows.zero_()
-    _pool_gradient(
-        problem, cut, saved, weights, rows, bias, Touched(), None, parts, parts == 1, filter_eps
-    )
+    _pool_gradient(task, rows, _bias(result), parts=parts, filter_eps=filter_eps)
 
 
-def _parts(cut: Plan, num_groups: int) -> int:
+def _bias(result: TableGradients) -> Tensor | None:
+    return result.bias_V if len(result.bias_V) else None
+
+
+def _parts(cut: Plan) -> int:
     """Programs that share the rows of a tile of candidates, so that the device is full."""
     tile = cut.config.pool
-    tiles = cdiv(cut.num_candidates, tile.block_k) * num_groups * cut.blocks_of_width
+    tiles = cdiv(cut.num_candidates, tile.block_k) * cut.num_groups * cut.blocks_of_width
     return max(1, min(cut.config.programs // tiles, cdiv(cut.group_size, tile.block_r)))
 
 
-def _sources(
-    problem: Problem,
-    saved: Saved,
-    lists: Tensor | None,
-    weights: Weights,
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Arguments that both table gradient kernels take, before and after the lists."""
-    return (*problem[:3], lists), (
-        problem.bias_V,
-        problem.logit_scale,
-        log_q_of(problem),
-        log_weight_of(problem),
-        saved.shift_N,
-        *weights,
-    )
-
-
 def _group_gradient(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
+    task: Backward,
     rows: Tensor,
     bias: Tensor | None,
-    touched: Touched,
-    lists: Tensor,
     *,
     front: bool = False,
-    first_group: int = 0,
-    num_groups: int | None = None,
-    by_slot: bool = False,
+    slots_of: range | None = None,
 ) -> None:
+    """Launches `group_gradient`; slots_of: groups whose slots have a row each."""
+    cut = task.cut
     tile = for_group(cut.config.group, cut.group_size)
-    num_groups = cut.num_groups if num_groups is None else num_groups
-    parts = max(1, min(cut.config.programs // num_groups, 64))
+    groups = range(cut.num_groups) if slots_of is None else slots_of
+    parts = max(1, min(cut.config.programs // len(groups), 64))
     parts = min(parts, cdiv(cut.num_candidates, tile.block_k))
-    before, after = _sources(problem, saved, lists, weights)
-    triton_table_gradient.group_gradient[(num_groups, parts)](
-        *before,
-        saved.num_first_G if cut.claims else None,
-        *after,
-        rows,
-        bias,
-        *touched,
-        cut.num_rows,
-        cut.num_candidates,
-        cut.group_size,
-        parts,
-        first_group,
-        *weight_strides(*weights),
-        *strides(problem),
-        D=cut.width,
-        GIVEN=is_given(problem),
-        FRONT=front,
-        BY_SLOT=by_slot,
-        UNIFORM=is_uniform(*weights),
-        DTYPE=cut.config.dtype,
-        PRECISION=cut.config.precision,
-        BLOCK_R=tile.block_r,
-        BLOCK_K=tile.block_k,
-        BLOCK_D=cut.config.block_d,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+    num_first_G = task.saved.num_first_G if cut.claims else None
+    arguments, constants = _arguments(task, num_first_G, rows, bias, parts, groups.start, tile)
+    triton_table_gradient.group_gradient[(len(groups), parts)](
+        *arguments, **constants, FRONT=front, BY_SLOT=slots_of is not None
     )
 
 
 def _pool_gradient(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
+    task: Backward,
     rows: Tensor,
     bias: Tensor | None,
-    touched: Touched,
-    lists: Tensor | None,
-    parts: int,
-    stores: bool,
-    filter_eps: float | None = None,
     *,
-    first_group: int = 0,
-    num_groups: int | None = None,
-    by_slot: bool = False,
+    parts: int = 1,
+    filter_eps: float | None = None,
+    slots_of: range | None = None,
 ) -> None:
+    """Launches `pool_gradient`; slots_of: groups whose slots have a row each."""
+    cut = task.cut
     tile = cut.config.pool
-    num_groups = cut.num_groups if num_groups is None else num_groups
-    tiles = cdiv(cut.num_candidates, tile.block_k) * num_groups
-    before, after = _sources(problem, saved, lists, weights)
+    groups = range(cut.num_groups) if slots_of is None else slots_of
+    tiles = cdiv(cut.num_candidates, tile.block_k) * len(groups)
+    arguments, constants = _arguments(task, filter_eps, rows, bias, parts, groups.start, tile)
+    # Over the catalogue each row has one program, unless several share the rows.
+    stores = task.problem.draws is None and parts == 1
     triton_table_gradient.pool_gradient[(tiles, parts, cut.blocks_of_width)](
-        *before,
-        *after,
+        *arguments, **constants, STORE=stores, BY_SLOT=slots_of is not None
+    )
+
+
+def _arguments(
+    task: Backward,
+    own: Tensor | float | None,
+    rows: Tensor,
+    bias: Tensor | None,
+    parts: int,
+    first_group: int,
+    tile: Tile,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of both kernels; `own` is the one that each has to itself."""
+    problem, cut, weights = task.problem, task.cut, task.weights
+    arguments = (
+        *problem[:3],
+        task.lists_GK,
+        problem.bias_V,
+        problem.logit_scale,
+        log_q_of(problem),
+        log_weight_of(problem),
+        task.saved.shift_N,
+        *weights,
+        own,
         rows,
         bias,
-        *touched,
-        filter_eps,
+        *task.touched,
         cut.num_rows,
         cut.num_candidates,
         cut.group_size,
@@ -260,30 +215,24 @@ def _pool_gradient(
         first_group,
         *weight_strides(*weights),
         *strides(problem),
-        D=cut.width,
-        GIVEN=is_given(problem),
-        STORE=stores,
-        BY_SLOT=by_slot,
-        UNIFORM=is_uniform(*weights),
-        DTYPE=cut.config.dtype,
-        PRECISION=cut.config.precision,
-        BLOCK_R=tile.block_r,
-        BLOCK_K=tile.block_k,
-        BLOCK_D=cut.config.block_d,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
     )
+    constants = {
+        "D": cut.width,
+        "GIVEN": is_given(problem),
+        "UNIFORM": is_uniform(*weights),
+        "DTYPE": cut.config.dtype,
+        "PRECISION": cut.config.precision,
+        "BLOCK_R": tile.block_r,
+        "BLOCK_K": tile.block_k,
+        "BLOCK_D": cut.config.block_d,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+    }
+    return arguments, constants
 
 
-def _add_targets(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
-    rows: Tensor,
-    bias: Tensor | None,
-    touched: Touched,
-) -> None:
+def _add_targets(task: Backward, rows: Tensor, bias: Tensor | None) -> None:
+    problem, cut = task.problem, task.cut
     block_d = cut.config.block_d
     block_r = max(1, 4096 // block_d)
     grid = (cdiv(cut.num_rows, block_r), cut.blocks_of_width)
@@ -291,14 +240,14 @@ def _add_targets(
         problem.states_ND,
         problem.targets_N,
         problem.logit_scale,
-        saved.target_error_N,
-        *weights,
+        task.saved.target_error_N,
+        *task.weights,
         rows,
         bias,
-        *touched,
+        *task.touched,
         cut.num_rows,
         cut.num_items,
-        *weight_strides(*weights),
+        *weight_strides(*task.weights),
         problem.states_ND.stride(0),
         problem.ignore_index,
         D=cut.width,
@@ -318,45 +267,35 @@ def _target_errors(problem: Problem, saved: Saved, weights: Weights) -> Tensor:
     return error_N
 
 
-def _add_in_order(
-    problem: Problem,
-    cut: Plan,
-    saved: Saved,
-    weights: Weights,
-    result: TableGradients,
-    touched: Touched,
-) -> None:
+def _add_in_order(task: Backward, result: TableGradients) -> None:
     """The deterministic form: partial rows of every slot, then sums in the order of the slots."""
-    lists = lists_of(problem, saved.lists_GK)
-    assert lists is not None
-    has_bias = len(result.bias_V) > 0
+    problem, cut, lists_GK = task.problem, task.cut, task.lists_GK
+    assert lists_GK is not None
+    bias_V1 = None if _bias(result) is None else result.bias_V[:, None]
     result.rows.zero_()
     groups = max(1, _PARTIAL_BYTES // (4 * cut.num_candidates * cut.width))
     groups = min(groups, cut.num_groups)
     empty = problem.states_ND.new_empty
     parts = empty(groups * cut.num_candidates, cut.width, dtype=torch.float32)
-    bias_parts = empty(groups * cut.num_candidates if has_bias else 0, 1, dtype=torch.float32)
+    bias_parts = None
+    if bias_V1 is not None:
+        bias_parts = empty(groups * cut.num_candidates, 1, dtype=torch.float32)
+    launch = _pool_gradient if cut.is_pool else _group_gradient
     for first in range(0, cut.num_groups, groups):
-        num = min(groups, cut.num_groups - first)
-        arguments = (problem, cut, saved, weights, parts, bias_parts if has_bias else None)
-        where: dict[str, Any] = {"first_group": first, "num_groups": num, "by_slot": True}
-        if not cut.is_pool:
-            _group_gradient(*arguments, Touched(), lists, **where)
-        else:
-            _pool_gradient(*arguments, Touched(), lists, 1, False, **where)
-        items, slots = lists[first : first + num].flatten().sort(stable=True)
-        _add_segments(cut, result.rows, parts, slots, items, None, touched)
-        if has_bias:
-            _add_segments(cut, result.bias_V[:, None], bias_parts, slots, items, None, Touched())
-    error_N = _target_errors(problem, saved, weights)
+        portion = range(first, min(first + groups, cut.num_groups))
+        launch(task, parts, bias_parts, slots_of=portion)
+        items, slots = lists_GK[first : portion.stop].flatten().sort(stable=True)
+        _add_segments(cut, result.rows, parts, slots, items, None, task.touched)
+        if bias_V1 is not None and bias_parts is not None:
+            _add_segments(cut, bias_V1, bias_parts, slots, items, None, Touched())
+    error_N = _target_errors(problem, task.saved, task.weights)
     targets_N = problem.targets_N.masked_fill(problem.targets_N == problem.ignore_index, -1)
     items, order = targets_N.sort(stable=True)
-    if has_bias:
-        _add_segments(cut, result.bias_V[:, None], error_N[:, None], order, items, None, Touched())
+    if bias_V1 is not None:
+        _add_segments(cut, bias_V1, error_N[:, None], order, items, None, Touched())
     if problem.logit_scale is not None:
         error_N = error_N * problem.logit_scale.to(torch.float32)
-    states = problem.states_ND
-    _add_segments(cut, result.rows, states, order, items, error_N, touched)
+    _add_segments(cut, result.rows, problem.states_ND, order, items, error_N, task.touched)
 
 
 def _add_segments(

@@ -114,8 +114,8 @@ def group_tile(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def group_gradient(
-    states, table, targets, lists, num_first, bias, scale, log_q, log_weight, shift, loss_weight,
-    lse_weight, rows, bias_gradient, touched, rank,
+    states, table, targets, lists, bias, scale, log_q, log_weight, shift, loss_weight, lse_weight,
+    num_first, rows, bias_gradient, touched, rank,
     num_rows: tl.int32, num_candidates: tl.int32, group_size: tl.int32, parts: tl.int32,
     first_group: tl.int32,
     loss_weight_stride: tl.int64, lse_weight_stride: tl.int64, states_stride: tl.int64,
@@ -209,6 +209,7 @@ def pool_tile(
     if DTYPE == tl.float16:
         if UNIFORM:
             row_shift -= HALF_SHIFT
+            g *= tl.exp2(tl.full((), HALF_SHIFT, tl.float32))
         else:
             factor = half_range(tl.abs(g) + tl.abs(h), DTYPE)
             g *= factor
@@ -232,10 +233,7 @@ def pool_tile(
         here = learns & (target >= least) & (target <= tl.max(item, 0))
         if tl.max(here.to(tl.int32), 0) > 0:
             hit = here[None, :] & (item[:, None] == target[None, :])
-            if DTYPE == tl.float16 and UNIFORM:
-                error -= tl.where(hit, tl.exp2(tl.full((), HALF_SHIFT, tl.float32)), 0.0)
-            else:
-                error -= tl.where(hit, g[None, :], 0.0)
+            error -= tl.where(hit, g[None, :], 0.0)
     if bias_gradient is not None:
         error_sum += tl.sum(error, 1) / factor
     if D > BLOCK_D:
@@ -252,7 +250,7 @@ def pool_tile(
 @triton.jit(do_not_specialize=_RAGGED)
 def pool_gradient(
     states, table, targets, lists, bias, scale, log_q, log_weight, shift, loss_weight, lse_weight,
-    rows, bias_gradient, touched, rank, filter_eps,
+    filter_eps, rows, bias_gradient, touched, rank,
     num_rows: tl.int32, num_candidates: tl.int32, group_size: tl.int32, parts: tl.int32,
     first_group: tl.int32,
     loss_weight_stride: tl.int64, lse_weight_stride: tl.int64, states_stride: tl.int64,
