@@ -1,6 +1,7 @@
 """Which tiles are fastest on this card? Measures them and writes the best to the launch table.
 
-python -m benchmarks.tune [--widths 64 128 256] [--dtype bfloat16] [--table FILE]
+python -m benchmarks.tune [--widths 64 128 256] [--dtype bfloat16] [--table-dtype float32]
+    [--output FILE]
 
 Every tile is compiled first, in parallel; one that does not fit the card is left out. Times are
 medians of ten launches of one kernel alone, on random data, the L2 cache flushed before each.
@@ -21,7 +22,7 @@ from triton.runtime.errors import OutOfResources
 
 from kernels import launch, triton_backend
 from kernels.candidates import Draws
-from kernels.launch import Tile, Tiles
+from kernels.launch import Key, Tile, Tiles
 from kernels.reference import Problem
 
 _SHAPE = (65_536, 1_000_000, 511)
@@ -29,7 +30,7 @@ _SHAPE = (65_536, 1_000_000, 511)
 _GROUP = 128
 _ROWS = (128, 64)
 _CANDIDATES = (64, 128, 32)
-_WARPS_AND_STAGES = ((8, 5), (8, 3), (4, 3), (4, 2))
+_WARPS_AND_STAGES = ((8, 5), (8, 3), (8, 2), (4, 3), (4, 2))
 _CANDIDATE_TILES: dict[str, list[Tile]] = {
     "forward": [Tile(r, k, *w) for r in _ROWS for k in _CANDIDATES for w in _WARPS_AND_STAGES],
     "catalogue": [Tile(r, k, *w) for r in _ROWS for k in _CANDIDATES for w in _WARPS_AND_STAGES],
@@ -45,33 +46,47 @@ class _Job(NamedTuple):
     tile: Tile
     width: int
     dtype: torch.dtype
+    table_dtype: torch.dtype
+
+    @property
+    def key(self) -> Key:
+        """The row of the table that it is for."""
+        return Key(
+            torch.cuda.get_device_capability()[0],
+            self.dtype.itemsize,
+            self.table_dtype.itemsize,
+            launch.block_of(self.width),
+        )
 
 
 def _problem(job: _Job, num_rows: int, num_items: int, num_candidates: int) -> Problem:
     generator = torch.Generator("cuda").manual_seed(0)
 
-    def random(rows: int) -> torch.Tensor:
-        return torch.randn(rows, job.width, device="cuda", dtype=job.dtype, generator=generator)
+    def random(rows: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(rows, job.width, device="cuda", dtype=dtype, generator=generator)
 
     whole = job.kernel in ("catalogue", "pool")
     if whole:
         num_items //= 10
-    table_VD = random(num_items) * job.width**-0.5
+    table_VD = random(num_items, job.table_dtype) * job.width**-0.5
     targets_N = torch.randint(num_items, (num_rows,), device="cuda", generator=generator)
     draws = None if whole else Draws(num_candidates, seed=1)
     group_size = 1 if job.kernel in ("row", "segment") else _GROUP
     return Problem(
-        random(num_rows), table_VD, targets_N, draws, group_size, "none" if whole else "logq",
+        random(num_rows, job.dtype),
+        table_VD,
+        targets_N,
+        draws,
+        group_size,
+        "none" if whole else "logq",
         operand_dtype=job.dtype,
-    )  # fmt: skip
+    )
 
 
 def _kernel(job: _Job, problem: Problem) -> Callable[[], object]:
     """A launch of the job's kernel with the job's tile, everything before it done."""
-    block_d = max(16, 1 << (job.width - 1).bit_length())
-    key = (torch.cuda.get_device_capability()[0], job.dtype.itemsize, block_d)
-    tiles = launch.default_tiles(job.dtype.itemsize, block_d)
-    launch._table()[key] = tiles._replace(**{job.kernel: job.tile})
+    tiles = launch.default_tiles(job.dtype.itemsize, job.key.block_d)
+    launch._table()[job.key] = tiles._replace(**{job.kernel: job.tile})
     launch._config.cache_clear()
     faults = torch.zeros(1, dtype=torch.int32, device="cuda")
 
@@ -116,13 +131,15 @@ def _milliseconds(run: Callable[[], object], repetitions: int = 10) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    types = ["bfloat16", "float16", "float32"]
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--table", type=Path, default=launch.TABLE)
+    parser.add_argument("--dtype", choices=types, default="bfloat16", help="of the operands")
+    parser.add_argument("--table-dtype", choices=types, default="float32")
+    parser.add_argument("--output", type=Path, default=launch.TABLE)
     arguments = parser.parse_args()
-    dtype = getattr(torch, arguments.dtype)
+    dtypes = getattr(torch, arguments.dtype), getattr(torch, arguments.table_dtype)
     jobs = [
-        _Job(kernel, tile, width, dtype)
+        _Job(kernel, tile, width, *dtypes)
         for width in arguments.widths
         for kernel, tiles in _CANDIDATE_TILES.items()
         for tile in tiles
@@ -130,34 +147,29 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
         faults = list(pool.map(_compile, jobs))
-    best: dict[int, dict[str, tuple[float, Tile]]] = {width: {} for width in arguments.widths}
+    best: dict[tuple[Key, str], tuple[float, Tile]] = {}
     problem = None
     for job, fault in zip(jobs, faults, strict=True):
         if fault:
             continue
-        fresh = best[job.width].get(job.kernel) is None
-        problem = _problem(job, *_SHAPE) if fresh or problem is None else problem
+        place = job.key, job.kernel
+        problem = _problem(job, *_SHAPE) if place not in best or problem is None else problem
         time = _milliseconds(_kernel(job, problem))
         print(f"{job.kernel:9} width {job.width} {tuple(job.tile)}: {time:.3f} ms", flush=True)
-        known = best[job.width].get(job.kernel, (float("inf"), job.tile))
-        best[job.width][job.kernel] = min(known, (time, job.tile))
-    _write(arguments.table, dtype.itemsize, best)
+        best[place] = min(best.get(place, (float("inf"), job.tile)), (time, job.tile))
+    _write(arguments.output, {place: tile for place, (_, tile) in best.items()})
 
 
-def _write(
-    table: Path, operand_bytes: int, best: dict[int, dict[str, tuple[float, Tile]]]
-) -> None:
+def _write(output: Path, best: dict[tuple[Key, str], Tile]) -> None:
     """Replaces the rows that were measured and keeps the others."""
-    rows = json.loads(launch.TABLE.read_text())
-    keys = ("capability", "operand_bytes", "block_d")
-    by_key = {tuple(row[key] for key in keys): row for row in rows}
-    for width, tiles in best.items():
-        block_d = max(16, 1 << (width - 1).bit_length())
-        key = (torch.cuda.get_device_capability()[0], operand_bytes, block_d)
-        measured = {kernel: list(tiles[kernel][1]) for kernel in Tiles._fields}
-        by_key[key] = dict(zip(keys, key, strict=True)) | measured
-    lines = ",\n".join(f"  {json.dumps(by_key[key])}" for key in sorted(by_key))
-    table.write_text(f"[\n{lines}\n]\n")
+    rows = {
+        Key(*(row[field] for field in Key._fields)): row
+        for row in json.loads(launch.TABLE.read_text())
+    }
+    for key in dict.fromkeys(key for key, _ in best):
+        rows[key] = key._asdict() | {kernel: best[key, kernel] for kernel in Tiles._fields}
+    lines = ",\n".join(f"  {json.dumps(rows[key])}" for key in sorted(rows))
+    output.write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,9 @@ def row_losses(
             problem.logit_scale,
         )
     )
+    if backend == "triton" and problem.operand_dtype.itemsize < problem.states_ND.dtype.itemsize:
+        # As autocast does it. The table, which may be large, is rounded where it is read.
+        problem = problem._replace(states_ND=problem.states_ND.to(problem.operand_dtype))
     if not table:
         # The gradient of the bias comes with that of the table.
         table_gradient = "dense" if bias else "none"

@@ -16,7 +16,23 @@ import triton.language as tl
 from kernels.reference import Problem
 
 TABLE = Path(__file__).with_name("launch_table.json")
-"""Tiles by the major number of the compute capability, operand bytes and block of the width."""
+"""Tiles by `Key`."""
+
+
+class Key(NamedTuple):
+    """What a row of the table is for.
+
+    Attributes:
+        capability: Major number of the compute capability.
+        operand_bytes: Bytes of an operand of the matrix products.
+        table_bytes: Bytes of an element of the item table, which waits in shared memory as it is.
+        block_d: Power of two that holds the width; no row is for a width of several blocks.
+    """
+
+    capability: int
+    operand_bytes: int
+    table_bytes: int
+    block_d: int
 
 
 class Tile(NamedTuple):
@@ -72,9 +88,9 @@ _TRITON_DTYPES = {
 
 
 @cache
-def _table() -> dict[tuple[int, int, int], Tiles]:
+def _table() -> dict[Key, Tiles]:
     return {
-        (row["capability"], row["operand_bytes"], row["block_d"]): Tiles(
+        Key(*(row[field] for field in Key._fields)): Tiles(
             *(Tile(*row[kernel]) for kernel in Tiles._fields)
         )
         for row in json.loads(TABLE.read_text())
@@ -91,7 +107,7 @@ def default_tiles(operand_bytes: int, block_d: int) -> Tiles:
         forward=Tile(rows, 32, warps, 2),
         catalogue=Tile(rows, 32, warps, 2),
         group=Tile(64, 32, warps, 2) if half else Tile(16, 16, warps, 2),
-        pool=Tile(32, rows, warps, 2),
+        pool=Tile(32, 64, warps, 2) if half else Tile(16, 32, warps, 2),
         row=alone,
         segment=alone,
     )
@@ -102,6 +118,7 @@ def launch_config(problem: Problem, by_row: bool) -> LaunchConfig:
     return _config(
         problem.states_ND.device,
         problem.operand_dtype,
+        problem.table_VD.dtype,
         int(problem.states_ND.shape[1]),
         "row" if by_row else "catalogue" if problem.draws is None else "forward",
         torch.get_float32_matmul_precision() == "highest",
@@ -109,21 +126,27 @@ def launch_config(problem: Problem, by_row: bool) -> LaunchConfig:
 
 
 def for_group(tile: Tile, group_size: int) -> Tile:
-    """The tile with no more rows than a group needs; a matrix product has at least 16."""
-    return tile._replace(block_r=min(tile.block_r, max(16, next_power_of_2(group_size))))
+    """The tile with no more rows than a group needs."""
+    return tile._replace(block_r=min(tile.block_r, block_of(group_size)))
 
 
 @cache
 def _config(
-    device: torch.device, dtype: torch.dtype, width: int, kernel: str, exact: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    table_dtype: torch.dtype,
+    width: int,
+    kernel: str,
+    exact: bool,
 ) -> LaunchConfig:
     widest = _WIDEST_ROW_BLOCK if kernel == "row" else _WIDEST_BLOCK
-    block_d = min(widest, max(16, next_power_of_2(width)))
+    block_d = min(widest, block_of(width))
     capability, programs = 0, 1
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         capability, programs = properties.major, 2 * properties.multi_processor_count
-    tiles = _table().get((capability, dtype.itemsize, block_d))
+    key = Key(capability, dtype.itemsize, table_dtype.itemsize, block_of(width))
+    tiles = _table().get(key)
     if tiles is None:
         tiles = default_tiles(dtype.itemsize, block_d)
     return LaunchConfig(
@@ -136,6 +159,11 @@ def _config(
         precision="tf32x3" if exact and dtype == torch.float32 else "tf32",
         programs=programs,
     )
+
+
+def block_of(width: int) -> int:
+    """The power of two that holds a width; a matrix product has at least 16."""
+    return max(16, next_power_of_2(width))
 
 
 def cdiv(number: int, divisor: int) -> int:

@@ -87,6 +87,8 @@ class Case:
     deterministic: bool = False
     needs: tuple[bool, ...] = (True, True, True, True)
     seed: int = 7
+    autocast: bool = False
+    """Float32 inputs, under autocast to the type."""
 
     def candidates(self, targets_N: Tensor) -> Candidates:
         generator = torch.Generator().manual_seed(1)
@@ -241,8 +243,10 @@ def assert_within(ours: Values, peers: Values, truths: Values, dtype: torch.dtyp
             truth = truth.to_dense()
             size = truth.abs()
             if number > 1:
-                # Elements that are small because large terms cancel have the error of the terms.
-                size = size + truth.square().mean().nan_to_num().sqrt()
+                # Elements that are small because large terms cancel have the error of the terms,
+                # which are those of one row of a matrix.
+                mean = truth.square().mean(-1, keepdim=True) if truth.ndim else truth.square()
+                size = size + mean.nan_to_num().sqrt()
             tolerance = forward if number < 2 else backward
             allowed = (peer.double() - truth).abs() + tolerance * (1 + size)
             excess = ((our - truth).abs() - allowed).nan_to_num(nan=torch.inf)
@@ -263,7 +267,8 @@ def truth_of(case: Case, given: Inputs) -> Values:
 
 def check(case: Case, device: torch.device) -> None:
     given = case.inputs(device)
-    ours = values(case, case.loss, given.to(case.dtype))
+    with torch.autocast(device.type, case.dtype, enabled=case.autocast):
+        ours = values(case, case.loss, given.to(torch.float32 if case.autocast else case.dtype))
     peers = values(case, case.everyday_loss, given.to(case.dtype))
     assert_within(ours, peers, truth_of(case, given), case.dtype)
 
@@ -306,9 +311,12 @@ def every_case(*variants: dict[str, Any]) -> pytest.MarkDecorator:
     *({"sampler": sampler, "extras": True, "ignored": True} for sampler in SAMPLERS),
     {"num_items": 50, "num_candidates": 40, "ignored": True},
     {"width": 300, "extras": True},
+    {"width": 1024, "num_candidates": 3},
     {"dtype": BF16, "extras": True},
     {"dtype": FP16, "extras": True, "ignored": True},
     {"dtype": BF16, "sampler": "weighted lists"},
+    {"dtype": BF16, "autocast": True, "extras": True},
+    {"dtype": BF16, "autocast": True, "sampler": "full", "width": 300},
     {"dtype": BF16, "sampler": "full", "extras": True, "width": 300, "lse": False},
     {"dtype": FP16, "sampler": "full", "ignored": True},
     {"reduction": "mean", "lse": False, "ignored": True},
@@ -791,6 +799,7 @@ def test_the_grid(dtype: torch.dtype, group_size: int, sampler: str, device: tor
             table_gradient=form,
             deterministic=deterministic,
             needs=(*next(needs), False, False)[:4],
+            autocast=number % 2 == 1 and dtype != torch.float32,
         )
         try:
             check(case, device)
