@@ -135,7 +135,7 @@ def _our_full_loss(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, *_: i
     return full_cross_entropy(states_ND, table_VD, targets_N)
 
 
-OURS_FULL = Implementation("ours", _our_full_loss, full_loss, table_grad_dtype=torch.float32)
+OURS_FULL = Implementation("ours", _our_full_loss, full_loss)
 
 
 def cases() -> list[Case]:

@@ -97,7 +97,9 @@ def _kernel(job: _Job, problem: Problem) -> Callable[[], object]:
         return forward
     saved = forward()
     weight_N = torch.ones(1, device="cuda").expand(len(problem.states_ND))
-    return lambda: triton_backend.table_gradients(problem, "dense", saved, weight_N, None, None)
+    return lambda: triton_backend.table_gradients(
+        problem, "dense", saved, None, weight_N, None, None
+    )
 
 
 def _compile(job: _Job) -> str:
@@ -138,36 +140,39 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=launch.TABLE)
     arguments = parser.parse_args()
     dtypes = getattr(torch, arguments.dtype), getattr(torch, arguments.table_dtype)
-    jobs = [
-        _Job(kernel, tile, width, *dtypes)
-        for width in arguments.widths
-        for kernel, tiles in _CANDIDATE_TILES.items()
-        for tile in tiles
-    ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
-        faults = list(pool.map(_compile, jobs))
-    best: dict[tuple[Key, str], tuple[float, Tile]] = {}
-    problem = None
-    for job, fault in zip(jobs, faults, strict=True):
-        if fault:
-            continue
-        place = job.key, job.kernel
-        problem = _problem(job, *_SHAPE) if place not in best or problem is None else problem
-        time = _milliseconds(_kernel(job, problem))
-        print(f"{job.kernel:9} width {job.width} {tuple(job.tile)}: {time:.3f} ms", flush=True)
-        best[place] = min(best.get(place, (float("inf"), job.tile)), (time, job.tile))
-    _write(arguments.output, {place: tile for place, (_, tile) in best.items()})
+        for width in arguments.widths:
+            jobs = [
+                _Job(kernel, tile, width, *dtypes)
+                for kernel, tiles in _CANDIDATE_TILES.items()
+                for tile in tiles
+            ]
+            faults = pool.map(_compile, jobs)
+            fitting = [job for job, fault in zip(jobs, faults, strict=True) if not fault]
+            _write(arguments.output, fitting[0].key, _fastest(fitting))
 
 
-def _write(output: Path, best: dict[tuple[Key, str], Tile]) -> None:
-    """Replaces the rows that were measured and keeps the others."""
+def _fastest(jobs: list[_Job]) -> Tiles:
+    """The fastest tile of every kernel."""
+    best = {}
+    for kernel in Tiles._fields:
+        rivals = [job for job in jobs if job.kernel == kernel]
+        problem = _problem(rivals[0], *_SHAPE)
+        times = {}
+        for job in rivals:
+            times[job.tile] = _milliseconds(_kernel(job, problem))
+            print(f"{kernel:9} {job.key} {tuple(job.tile)}: {times[job.tile]:.3f} ms", flush=True)
+        best[kernel] = min(times, key=times.__getitem__)
+    return Tiles(**best)
+
+
+def _write(output: Path, key: Key, tiles: Tiles) -> None:
+    """Replaces a row of the table, or adds one."""
     rows = {
-        Key(*(row[field] for field in Key._fields)): row
-        for row in json.loads(launch.TABLE.read_text())
+        Key(*(row[field] for field in Key._fields)): row for row in json.loads(output.read_text())
     }
-    for key in dict.fromkeys(key for key, _ in best):
-        rows[key] = key._asdict() | {kernel: best[key, kernel] for kernel in Tiles._fields}
+    rows[key] = key._asdict() | tiles._asdict()
     lines = ",\n".join(f"  {json.dumps(rows[key])}" for key in sorted(rows))
     output.write_text(f"[\n{lines}\n]\n")
 

@@ -6,6 +6,7 @@ An operator takes a `Problem` as flat arguments. The forward operator gives what
 needs in addition to the losses; the states' gradient is made in place of one of its outputs.
 """
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -227,12 +228,29 @@ def _fake_triton_states_gradient(*arguments: Any) -> Tensor:
     return scale_gradient
 
 
+def _triton_touched_items(*arguments: Any) -> tuple[Tensor, ...]:
+    from kernels import triton_backend
+
+    flat, (lists_GK,) = _split(arguments)
+    problem = _without_bad_ids(_aligned(_problem(flat)))
+    with _on_device_of(problem.states_ND):
+        return tuple(triton_backend.touched_items(problem, lists_GK))
+
+
+def _fake_triton_touched_items(*arguments: Any) -> tuple[Tensor, ...]:
+    from kernels import triton_backend
+
+    flat, _ = _split(arguments)
+    return tuple(triton_backend.touched_like(_problem(flat)))
+
+
 def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     from kernels import triton_backend
 
     flat, rest = _split(arguments)
-    shift_N, target_error_N, lists_GK, num_first_G, touched_W, *others = rest
-    grad_loss_N, grad_lse_N, table_gradient, filter_eps = others
+    shift_N, target_error_N, lists_GK, num_first_G, touched_W = rest[:5]
+    touched = _touched(rest[5:9])
+    grad_loss_N, grad_lse_N, table_gradient, filter_eps = rest[9:]
     unused = shift_N.new_empty(0)
     saved = triton_backend.Saved(
         unused, unused, shift_N, target_error_N, lists_GK, num_first_G, touched_W, unused
@@ -241,7 +259,7 @@ def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     with _on_device_of(problem.states_ND):
         return tuple(
             triton_backend.table_gradients(
-                problem, table_gradient, saved, grad_loss_N, grad_lse_N, filter_eps
+                problem, table_gradient, saved, touched, grad_loss_N, grad_lse_N, filter_eps
             )
         )
 
@@ -249,8 +267,16 @@ def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
 def _fake_triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     from kernels import triton_backend
 
-    flat, (*_, table_gradient, _) = _split(arguments)
-    return tuple(triton_backend.gradients_like(_problem(flat), table_gradient))
+    flat, rest = _split(arguments)
+    touched, table_gradient = _touched(rest[5:9]), rest[-2]
+    return tuple(triton_backend.gradients_like(_problem(flat), table_gradient, touched))
+
+
+def _touched(tensors: _Flat) -> Any:
+    """The touched items of four arguments that are there or not."""
+    from kernels import triton_backend
+
+    return None if tensors[0] is None else triton_backend.Touched(*tensors)
 
 
 def _on_device_of(tensor: Tensor) -> Any:
@@ -320,6 +346,17 @@ def _triton_backward(
     *kept, mixtures_ND = saved[_NUM_TENSORS:]
     needs_states, needs_table, needs_bias, needs_scale = needs
     found: list[Tensor | None] = [None] * 4
+    touched: Any = (None,) * 4
+    num_touched = None
+    if needs_table and table_gradient == "touched":
+        touched = torch.ops.paretocut.triton_touched_items(*flat, kept[2])
+        num_touched = _OnItsWay(touched[-1])
+    if needs_table or needs_bias:
+        rows, bias_V = torch.ops.paretocut.triton_table_gradients(
+            *flat, *kept, *touched, *grads, table_gradient, filter_eps
+        )
+        found[1] = rows if needs_table else None
+        found[2] = bias_V if needs_bias else None
     if needs_states or needs_scale:
         if ctx.is_spent:
             *_, mixtures_ND = torch.ops.paretocut.cross_entropy(*flat, *ctx.options)
@@ -329,28 +366,42 @@ def _triton_backward(
         scale_1 = torch.ops.paretocut.triton_states_gradient(*flat, mixtures_ND, kept[1], *grads)
         found[0] = mixtures_ND if needs_states else None
         found[3] = scale_1.reshape(()) if needs_scale else None
-    if needs_table or needs_bias:
-        rows, items_U, num_touched, bias_V = torch.ops.paretocut.triton_table_gradients(
-            *flat, *kept, *grads, table_gradient, filter_eps
-        )
-        if needs_table and table_gradient == "touched":
-            # Waits for the device: the size of the gradient is what it has counted.
-            touched = int(num_touched.item())
-            found[1] = _sparse_rows(rows[:touched], items_U[:touched], flat[1])
-        elif needs_table:
-            found[1] = rows
-        found[2] = bias_V if needs_bias else None
+    if num_touched is not None:
+        number = num_touched.wait()
+        found[1] = _sparse_rows(rows[:number], touched[2][:number], flat[1])
     return found
+
+
+class _OnItsWay:
+    """A number of the device that is copied to the host while the device goes on."""
+
+    def __init__(self, number_1: Tensor) -> None:
+        self._event = None
+        self._number_1 = number_1.to("cpu", non_blocking=True)
+        if number_1.is_cuda:
+            self._event = torch.cuda.current_stream(number_1.device).record_event()
+
+    def wait(self) -> int:
+        """The number, as soon as it has arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return int(self._number_1)
 
 
 def _sparse_rows(rows_UD: Tensor, items_U: Tensor, table_VD: Tensor) -> Tensor:
     """The gradient of a table that has these rows, in the order of the items."""
+    _have_invariants_warned()
+    return torch.sparse_coo_tensor(
+        items_U[None], rows_UD, table_VD.shape, is_coalesced=True, check_invariants=False
+    )
+
+
+@functools.cache
+def _have_invariants_warned() -> None:
+    """Has torch say now, once and unheard, that `_sparse_rows` skips its checks."""
     with warnings.catch_warnings():
-        # torch 2.11 warns, once, of the checks that are not wanted here.
-        warnings.filterwarnings("ignore", "Sparse invariant checks", UserWarning)
-        return torch.sparse_coo_tensor(
-            items_U[None], rows_UD, table_VD.shape, is_coalesced=True, check_invariants=False
-        )
+        warnings.simplefilter("ignore", UserWarning)
+        torch.sparse_coo_tensor(torch.empty(1, 0), torch.empty(0), (1,), check_invariants=False)
 
 
 class _Final(torch.autograd.Function):
@@ -409,12 +460,19 @@ for _name, _run, _fake, _schema in (
         ") -> Tensor",
     ),
     (
+        "triton_touched_items",
+        _triton_touched_items,
+        _fake_triton_touched_items,
+        "Tensor lists_GK) -> (Tensor, Tensor, Tensor, Tensor)",
+    ),
+    (
         "triton_table_gradients",
         _triton_table_gradients,
         _fake_triton_table_gradients,
         "Tensor shift_N, Tensor target_error_N, Tensor lists_GK, Tensor num_first_G, "
-        "Tensor touched_W, Tensor? grad_loss_N, Tensor? grad_lse_N, str table_gradient, "
-        "float? filter_eps) -> (Tensor, Tensor, Tensor, Tensor)",
+        "Tensor touched_W, Tensor? set_W, Tensor? rank_W, Tensor? items_U, Tensor? num_touched, "
+        "Tensor? grad_loss_N, Tensor? grad_lse_N, str table_gradient, float? filter_eps"
+        ") -> (Tensor, Tensor)",
     ),
 ):
     _LIBRARY.define(f"{_name}({_PROBLEM}, {_schema}")

@@ -32,11 +32,12 @@ def sum_by_item(task: Backward, result: TableGradients) -> None:
     half = cdiv(cut.num_rows * entries_per_row, 2)
     most = max(_LEAST_ENTRIES, min(half, _MOST_ENTRIES))
     rows_per_pass = max(1, most // entries_per_row)
-    items = result.items_U if task.touched.set_W is not None else None
-    if items is not None:
+    items = None
+    if task.touched is not None:
         # Bins beyond the number of touched items are empty, but their item is read.
-        past_end = torch.arange(len(items), device=items.device) >= result.num_touched
-        items.masked_fill_(past_end, 0)
+        *_, items_U, num_touched = task.touched
+        past_end = torch.arange(len(items_U), device=items_U.device) >= num_touched
+        items = items_U.masked_fill(past_end, 0)
     for first in range(0, cut.num_rows, rows_per_pass):
         last = min(first + rows_per_pass, cut.num_rows)
         _sum_pass(task, result, items, range(first, last))
@@ -102,7 +103,7 @@ def _sort(task: Backward, rows: range, num_bins: int) -> tuple[Tensor, Tensor]:
         problem.targets_N,
         task.lists_GK,
         problem.draws.alias_V2,
-        *task.touched,
+        *task.places,
         problem.draws.seed,
         rows.start,
         cut.num_rows,

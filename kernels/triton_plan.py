@@ -123,33 +123,33 @@ def saved_like(problem: Problem, table_gradient: str, with_mixtures: bool) -> Sa
     )
 
 
-class TableGradients(NamedTuple):
-    """Gradients of the table and the bias; empty tensors where they are not used.
-
-    Attributes:
-        rows: float32 [V, D] or, of touched items only, [min(V, G * K + N), D]; over the
-            catalogue in the table's type.
-        items_U: Ids of the touched items in ascending order, int64, as long as rows.
-        num_touched: How many of them there are, int32 [1]; what follows is undefined.
-        bias_V: Gradient of the bias, float32.
-    """
-
-    rows: Tensor
-    items_U: Tensor
-    num_touched: Tensor
-    bias_V: Tensor
-
-
 class Touched(NamedTuple):
     """The items that have a gradient, where rows of others are left out.
 
     Attributes:
         set_W: A bit an item, int32.
         rank_W: Items of the set before each word, int32.
+        items_U: Their ids in ascending order, int64, U = min(V, G * K + N).
+        num_touched: How many of them there are, int32 [1]; what follows in `items_U` is undefined.
     """
 
-    set_W: Tensor | None = None
-    rank_W: Tensor | None = None
+    set_W: Tensor
+    rank_W: Tensor
+    items_U: Tensor
+    num_touched: Tensor
+
+
+class TableGradients(NamedTuple):
+    """Gradients of the table and the bias; empty tensors where they are not used.
+
+    Attributes:
+        rows: float32 [V, D] or, of touched items only, [U, D]; over the catalogue in the table's
+            type.
+        bias_V: Gradient of the bias, float32.
+    """
+
+    rows: Tensor
+    bias_V: Tensor
 
 
 class Backward(NamedTuple):
@@ -164,24 +164,42 @@ class Backward(NamedTuple):
     saved: Saved
     weights: Weights
     lists_GK: Tensor | None
-    touched: Touched
+    touched: Touched | None
+
+    @property
+    def places(self) -> tuple[Tensor | None, Tensor | None]:
+        """What the kernels find an item's row by."""
+        return (None, None) if self.touched is None else self.touched[:2]
 
 
-def gradients_like(problem: Problem, table_gradient: str) -> TableGradients:
+def touched_like(problem: Problem) -> Touched:
+    """Uninitialised outputs of `touched_items`: shapes alone."""
+    cut = plan(problem, "touched")
+    empty = problem.states_ND.new_empty
+    words = cdiv(cut.num_items, 32)
+    most = min(cut.num_items, cut.num_groups * cut.num_candidates + cut.num_rows)
+    return Touched(
+        set_W=empty(words, dtype=torch.int32),
+        rank_W=empty(words, dtype=torch.int32),
+        items_U=empty(most, dtype=torch.int64),
+        num_touched=empty(1, dtype=torch.int32),
+    )
+
+
+def gradients_like(
+    problem: Problem, table_gradient: str, touched: Touched | None
+) -> TableGradients:
     """Uninitialised outputs of `table_gradients`: shapes alone."""
     cut = plan(problem, table_gradient)
     empty = problem.states_ND.new_empty
-    touches = table_gradient == "touched"
     height = 0
-    if touches:
-        height = min(cut.num_items, cut.num_groups * cut.num_candidates + cut.num_rows)
+    if touched is not None:
+        height = touched.items_U.shape[0]
     elif table_gradient == "dense":
         height = cut.num_items
     dtype = problem.table_VD.dtype if problem.draws is None else torch.float32
     return TableGradients(
         rows=empty(height, cut.width, dtype=dtype),
-        items_U=empty(height if touches else 0, dtype=torch.int64),
-        num_touched=empty(1 if touches else 0, dtype=torch.int32),
         bias_V=empty(cut.num_items if problem.bias_V is not None else 0, dtype=torch.float32),
     )
 

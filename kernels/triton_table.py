@@ -29,6 +29,7 @@ from kernels.triton_plan import (
     log_weight_of,
     plan,
     strides,
+    touched_like,
     weight_strides,
 )
 
@@ -36,26 +37,59 @@ _PARTIAL_BYTES = 1 << 28
 """Partial rows that the deterministic mode keeps at once."""
 
 
+def touched_items(problem: Problem, lists_GK: Tensor) -> Touched:
+    """The items that have a gradient: every row's target and candidates."""
+    assert problem.draws is not None
+    touched = touched_like(problem)
+    set_W, rank_W, items_U, num_touched = touched
+    set_W.zero_()
+    num_items, words, block = len(problem.table_VD), len(set_W), 1024
+    marked = [problem.targets_N.masked_fill(problem.targets_N == problem.ignore_index, -1)]
+    lists = lists_of(problem, lists_GK)
+    if lists is not None:
+        marked.append(lists)
+    elif len(problem.targets_N):
+        num_candidates = problem.draws.num_candidates
+        grid = (len(problem.targets_N), cdiv(num_candidates, block))
+        triton_lists.mark_drawn[grid](
+            set_W,
+            problem.draws.alias_V2,
+            problem.draws.seed,
+            num_items,
+            num_candidates,
+            BLOCK=block,
+        )
+    for items in marked:
+        if items.numel():
+            triton_lists.mark_touched[(cdiv(items.numel(), block),)](
+                set_W, items, items.numel(), num_items, BLOCK=block
+            )
+    counts_W = torch.empty_like(set_W)
+    triton_lists.count_touched[(cdiv(words, block),)](counts_W, set_W, words, BLOCK=block)
+    ends_W = counts_W.cumsum(0, dtype=torch.int32)
+    torch.sub(ends_W, counts_W, out=rank_W)
+    num_touched.copy_(ends_W[-1:])
+    triton_lists.list_touched[(cdiv(words, 32),)](items_U, set_W, rank_W, words, BLOCK=32)
+    return touched
+
+
 def table_gradients(
     problem: Problem,
     table_gradient: str,
     saved: Saved,
+    touched: Touched | None,
     loss_weight_N: Tensor | None,
     lse_weight_N: Tensor | None,
     filter_eps: float | None,
 ) -> TableGradients:
     """Gradients of the table and of the bias."""
     cut = plan(problem, table_gradient)
-    result = gradients_like(problem, table_gradient)
+    result = gradients_like(problem, table_gradient, touched)
     result.bias_V.zero_()
     if cut.num_rows == 0:
         result.rows.zero_()
-        result.num_touched.zero_()
         return result
     lists_GK = lists_of(problem, saved.lists_GK)
-    touched = Touched()
-    if table_gradient == "touched":
-        touched = _touch(problem, cut, lists_GK, result)
     task = Backward(problem, cut, saved, (loss_weight_N, lse_weight_N), lists_GK, touched)
     if cut.by_row:
         sum_by_item(task, result)
@@ -66,41 +100,6 @@ def table_gradients(
     else:
         _add_by_group(task, result)
     return result
-
-
-def _touch(
-    problem: Problem, cut: Plan, lists_GK: Tensor | None, result: TableGradients
-) -> Touched:
-    """The set of the items that have a gradient, their ranks in it and their list."""
-    assert problem.draws is not None
-    device = problem.states_ND.device
-    words = cdiv(cut.num_items, 32)
-    set_W = torch.zeros(words, dtype=torch.int32, device=device)
-    marked = [problem.targets_N.masked_fill(problem.targets_N == problem.ignore_index, -1)]
-    block = 1024
-    if lists_GK is not None:
-        marked.append(lists_GK)
-    else:
-        grid = (cut.num_rows, cdiv(cut.num_candidates, block))
-        triton_lists.mark_drawn[grid](
-            set_W,
-            problem.draws.alias_V2,
-            problem.draws.seed,
-            cut.num_items,
-            cut.num_candidates,
-            BLOCK=block,
-        )
-    for items in marked:
-        triton_lists.mark_touched[(cdiv(items.numel(), block),)](
-            set_W, items, items.numel(), cut.num_items, BLOCK=block
-        )
-    counts_W = torch.empty_like(set_W)
-    triton_lists.count_touched[(cdiv(words, block),)](counts_W, set_W, words, BLOCK=block)
-    ends_W = counts_W.cumsum(0, dtype=torch.int32)
-    rank_W = ends_W - counts_W
-    triton_lists.list_touched[(cdiv(words, 32),)](result.items_U, set_W, rank_W, words, BLOCK=32)
-    result.num_touched.copy_(ends_W[-1:])
-    return Touched(set_W, rank_W)
 
 
 def _add_by_group(task: Backward, result: TableGradients) -> None:
@@ -207,7 +206,7 @@ def _arguments(
         own,
         rows,
         bias,
-        *task.touched,
+        *task.places,
         cut.num_rows,
         cut.num_candidates,
         cut.group_size,
@@ -244,7 +243,7 @@ def _add_targets(task: Backward, rows: Tensor, bias: Tensor | None) -> None:
         *task.weights,
         rows,
         bias,
-        *task.touched,
+        *task.places,
         cut.num_rows,
         cut.num_items,
         *weight_strides(*task.weights),
@@ -285,17 +284,17 @@ def _add_in_order(task: Backward, result: TableGradients) -> None:
         portion = range(first, min(first + groups, cut.num_groups))
         launch(task, parts, bias_parts, slots_of=portion)
         items, slots = lists_GK[first : portion.stop].flatten().sort(stable=True)
-        _add_segments(cut, result.rows, parts, slots, items, None, task.touched)
+        _add_segments(cut, result.rows, parts, slots, items, None, task.places)
         if bias_V1 is not None and bias_parts is not None:
-            _add_segments(cut, bias_V1, bias_parts, slots, items, None, Touched())
+            _add_segments(cut, bias_V1, bias_parts, slots, items, None, (None, None))
     error_N = _target_errors(problem, task.saved, task.weights)
     targets_N = problem.targets_N.masked_fill(problem.targets_N == problem.ignore_index, -1)
     items, order = targets_N.sort(stable=True)
     if bias_V1 is not None:
-        _add_segments(cut, bias_V1, error_N[:, None], order, items, None, Touched())
+        _add_segments(cut, bias_V1, error_N[:, None], order, items, None, (None, None))
     if problem.logit_scale is not None:
         error_N = error_N * problem.logit_scale.to(torch.float32)
-    _add_segments(cut, result.rows, problem.states_ND, order, items, error_N, task.touched)
+    _add_segments(cut, result.rows, problem.states_ND, order, items, error_N, task.places)
 
 
 def _add_segments(
@@ -305,7 +304,7 @@ def _add_segments(
     part_of_entry: Tensor,
     item_of_entry: Tensor,
     weight: Tensor | None,
-    touched: Touched,
+    places: tuple[Tensor | None, Tensor | None],
 ) -> None:
     width = rows.shape[1]
     block_d = min(cut.config.block_d, max(16, next_power_of_2(width)))
@@ -317,7 +316,7 @@ def _add_segments(
         part_of_entry,
         item_of_entry,
         weight,
-        *touched,
+        *places,
         len(item_of_entry),
         parts.stride(0),
         cut.num_items,

@@ -193,9 +193,14 @@ def test_the_gradient_operators_of_triton_are_as_pytorch_asks(
     *kept, mixtures_ND = kept
     grads = torch.linspace(-1, 2, NUM_ROWS, device=device), None
     check(torch.ops.paretocut.triton_states_gradient, *flat, mixtures_ND, kept[1], *grads)
+    gradients = torch.ops.paretocut.triton_table_gradients
+    nowhere = (None,) * 4
     if draws is None or draws.ids_GK is not None:
         # With drawn lists the rows come from the forward operator, zero where they must be.
-        check(torch.ops.paretocut.triton_table_gradients, *flat, *kept, *grads, "dense", None)
+        check(gradients, *flat, *kept, *nowhere, *grads, "dense", None)
+    if draws is not None:
+        touched = torch.ops.paretocut.triton_touched_items(*flat, kept[2])
+        check(gradients, *flat, *kept, *touched, *grads, "touched", None)
 
 
 class Model(torch.nn.Module):
@@ -444,9 +449,10 @@ def test_the_gradient_of_a_mean_arrives_as_one_number(
     seen = []
     original = triton_backend.table_gradients
 
-    def spy(problem: Any, form: Any, saved: Any, loss_weight_N: Any, *others: Any) -> Any:
-        seen.append((loss_weight_N.stride(), others[0]))
-        return original(problem, form, saved, loss_weight_N, *others)
+    def spy(*arguments: Any) -> Any:
+        loss_weight_N, lse_weight_N = arguments[4:6]
+        seen.append((loss_weight_N.stride(), lse_weight_N))
+        return original(*arguments)
 
     monkeypatch.setattr(triton_backend, "table_gradients", spy)
     for reduction in ("mean", "sum"):
