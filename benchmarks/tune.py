@@ -28,14 +28,15 @@ from kernels.reference import Problem
 _SHAPE = (65_536, 1_000_000, 511)
 """Rows, items and candidates; the catalogue is cut to a tenth for the kernels that walk all."""
 _GROUP = 128
-_ROWS = (128, 64)
 _CANDIDATES = (64, 128, 32)
-_WARPS_AND_STAGES = ((8, 5), (8, 3), (8, 2), (4, 3), (4, 2))
+_ROWS_WARPS_STAGES = ((128, 8, 5), (128, 8, 3), (128, 4, 3), (128, 4, 2), (64, 4, 3), (64, 4, 2))
+_BY_ROWS = [Tile(r, k, w, s) for k in _CANDIDATES for r, w, s in _ROWS_WARPS_STAGES]
+_POOLS = ((64, 128, 8), (32, 128, 8), (64, 64, 4), (32, 64, 4))
 _CANDIDATE_TILES: dict[str, list[Tile]] = {
-    "forward": [Tile(r, k, *w) for r in _ROWS for k in _CANDIDATES for w in _WARPS_AND_STAGES],
-    "catalogue": [Tile(r, k, *w) for r in _ROWS for k in _CANDIDATES for w in _WARPS_AND_STAGES],
-    "group": [Tile(_GROUP, k, *w) for k in _CANDIDATES for w in _WARPS_AND_STAGES],
-    "pool": [Tile(r, k, *w) for r in (64, 32) for k in (128, 64) for w in _WARPS_AND_STAGES],
+    "forward": _BY_ROWS,
+    "catalogue": _BY_ROWS,
+    "group": [tile for tile in _BY_ROWS if tile.block_r == _GROUP],
+    "pool": [Tile(*shape, num_stages) for shape in _POOLS for num_stages in (5, 3, 2)],
     "row": [Tile(1, k, 1, 1) for k in (4, 8, 16)],
     "segment": [Tile(1, k, 1, 1) for k in (4, 8, 16)],
 }
