@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton.__version__,
         # A machine that gets the tree without its history is told the commit.
-        "commit": (tags.get("commit") or os.environ.get("COMMIT", ""))[:12],
+        "commit": (os.environ.get("COMMIT") or tags.get("commit", ""))[:12],
     }
 
 
