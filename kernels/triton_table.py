@@ -44,7 +44,10 @@ def touched_items(problem: Problem, lists_GK: Tensor) -> Touched:
     set_W, rank_W, items_U, num_touched = touched
     set_W.zero_()
     num_items, words, block = len(problem.table_VD), len(set_W), 1024
-    marked = [problem.targets_N.masked_fill(problem.targets_N == problem.ignore_index, -1)]
+    marked = [problem.targets_N]
+    if 0 <= problem.ignore_index < num_items:
+        is_ignored_N = problem.targets_N == problem.ignore_index
+        marked = [problem.targets_N.masked_fill(is_ignored_N, -1)]
     lists = lists_of(problem, lists_GK)
     if lists is not None:
         marked.append(lists)

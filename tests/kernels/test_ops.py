@@ -480,6 +480,23 @@ def test_the_gradient_of_a_half_precision_table_may_be_single(
         assert not torch.equal(exact.to_dense(), rounded.to_dense().float())
 
 
+def test_an_ignored_item_is_not_touched(backend: str, device: torch.device) -> None:
+    given = inputs(device)
+    targets_N = torch.full((NUM_ROWS,), 4, device=device)
+    targets_N[0] = 2
+    loss = sampled_cross_entropy(
+        given.states_ND,
+        given.table_VD,
+        targets_N,
+        Explicit(torch.tensor([[1, 3]], device=device)),
+        group_size=NUM_ROWS,
+        ignore_index=4,
+        table_gradient="touched",
+    )
+    (grad,) = torch.autograd.grad(loss, given.table_VD)
+    assert grad.indices().tolist() == [[1, 2, 3]]
+
+
 def test_sparse_adam_moves_the_touched_rows_only(backend: str, device: torch.device) -> None:
     rows = []
     for form, make in (("touched", torch.optim.SparseAdam), ("dense", torch.optim.Adam)):
