@@ -48,6 +48,7 @@ from benchmarks._peers import (
     candidate_loss,
     full_loss,
 )
+from benchmarks._timing import device_ms, wall_ms
 from kernels import Uniform, full_cross_entropy, sampled_cross_entropy
 from kernels.candidates import Draws, draw
 
@@ -68,8 +69,6 @@ _SEED = 0
 _REPETITIONS = 20
 _REPETITIONS_ABOVE_1_S = 3
 _WALL_REPETITIONS_ABOVE_50_MS = 5
-_FLUSH_BYTES = 1 << 28
-_SPIN_CYCLES = 10_000_000
 
 
 class Inputs(NamedTuple):
@@ -315,27 +314,14 @@ class Run:
 
 
 def _times(
-    call: Callable[[], object], clear: Callable[[], None] = lambda: None
+    call: Callable[[], object], clear: Callable[[], object] = lambda: None
 ) -> dict[str, float]:
     """Repetitions and milliseconds of a call, under the names of the columns."""
-    probe = _wall_ms(call, clear, 1)
+    probe = wall_ms(call, 1, clear)
     if probe < 200:
-        _wall_ms(call, clear, 3)
+        wall_ms(call, 3, clear)
     repetitions = _REPETITIONS if probe < 1000 else _REPETITIONS_ABOVE_1_S
-    flushed = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=_DEVICE)
-    times = []
-    for _ in range(repetitions):
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        clear()
-        flushed.zero_()
-        torch.cuda._sleep(_SPIN_CYCLES)  # type: ignore[no-untyped-call]
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    p20, median, p80 = np.quantile(times, (0.2, 0.5, 0.8)).tolist()
+    p20, median, p80 = np.quantile(device_ms(call, repetitions, clear), (0.2, 0.5, 0.8)).tolist()
     # Launches are nothing to a long call.
     wall_repetitions = _REPETITIONS if probe < 50 else _WALL_REPETITIONS_ABOVE_50_MS
     return {
@@ -343,18 +329,8 @@ def _times(
         "median_ms": _rounded(median),
         "p20_ms": _rounded(p20),
         "p80_ms": _rounded(p80),
-        "wall_ms": _rounded(_wall_ms(call, clear, min(repetitions, wall_repetitions))),
+        "wall_ms": _rounded(wall_ms(call, min(repetitions, wall_repetitions), clear)),
     }
-
-
-def _wall_ms(call: Callable[[], object], clear: Callable[[], None], repetitions: int) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repetitions):
-        clear()
-        call()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repetitions * 1e3
 
 
 def _errors(case: Case, implementation: Implementation) -> tuple[float, float]:

@@ -4,7 +4,8 @@ python -m benchmarks.tune [--widths 64 128 256] [--dtype bfloat16] [--table-dtyp
     [--output FILE]
 
 Every tile is compiled first, in parallel; one that does not fit the card is left out. Times are
-medians of ten launches of one kernel alone, on random data, the L2 cache flushed before each.
+medians of ten passes, forward or over the table's gradient, on random data, the L2 cache flushed
+before each.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from triton.runtime.errors import OutOfResources
 
+from benchmarks._timing import device_ms
 from kernels import launch, triton_backend
 from kernels.candidates import Draws
 from kernels.launch import Key, Tile, Tiles
@@ -28,6 +30,7 @@ from kernels.reference import Problem
 _SHAPE = (65_536, 1_000_000, 511)
 """Rows, items and candidates; the catalogue is cut to a tenth for the kernels that walk all."""
 _GROUP = 128
+_REPETITIONS = 10
 _CANDIDATES = (64, 128, 32)
 _ROWS_WARPS_STAGES = ((128, 8, 5), (128, 8, 3), (128, 4, 3), (128, 4, 2), (64, 4, 3), (64, 4, 2))
 _BY_ROWS = [Tile(r, k, w, s) for k in _CANDIDATES for r, w, s in _ROWS_WARPS_STAGES]
@@ -113,25 +116,6 @@ def _compile(job: _Job) -> str:
     return ""
 
 
-def _event() -> Any:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-
-def _milliseconds(run: Callable[[], object], repetitions: int = 10) -> float:
-    flush = torch.empty(1 << 26, dtype=torch.int32, device="cuda")
-    times: list[float] = []
-    for _ in range(repetitions + 1):
-        flush.zero_()
-        torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call]
-        start, end = _event(), _event()
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[1:])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     types = ["bfloat16", "float16", "float32"]
@@ -162,7 +146,9 @@ def _fastest(jobs: list[_Job]) -> Tiles:
         problem = _problem(rivals[0], *_SHAPE)
         times = {}
         for job in rivals:
-            times[job.tile] = _milliseconds(_kernel(job, problem))
+            run = _kernel(job, problem)
+            run()
+            times[job.tile] = statistics.median(device_ms(run, _REPETITIONS))
             print(f"{kernel:9} {job.key} {tuple(job.tile)}: {times[job.tile]:.3f} ms", flush=True)
         best[kernel] = min(times, key=times.__getitem__)
     return Tiles(**best)

@@ -1,39 +1,25 @@
 """The losses as operators of PyTorch: `torch.compile` keeps them whole, autograd differentiates.
 
-Shapes: N rows, G groups, K candidates, V items, U touched items, D width.
+Shapes: N rows, K candidates, V items, D width.
 
 An operator takes a `Problem` as flat arguments. The forward operator gives what the backward pass
-needs in addition to the losses; the states' gradient is made in place of one of its outputs.
+needs in addition to the losses.
 """
 
-import functools
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import _autograd, reference
+from kernels._arguments import SCHEMA, Flat, flatten, problem_of, split
 from kernels._backend import Backend, check_interpreter
 from kernels._checks import check_ids
 from kernels._faults import Faults, faults_of, mark_bad_ids
-from kernels.candidates import Draws
 from kernels.reference import Problem
 
-_PROBLEM = (
-    "Tensor states_ND, Tensor table_VD, Tensor targets_N, Tensor? bias_V, Tensor? logit_scale, "
-    "Tensor? ids_GK, Tensor? alias_V2, Tensor? log_q_V, Tensor? log_weight_GK, "
-    "SymInt? num_candidates, SymInt seed, SymInt group_size, str correction, "
-    "bool corrected_value, SymInt ignore_index, bool deterministic, ScalarType operand_dtype"
-)
-_NUM_TENSORS = 9
-_NUM_ARGUMENTS = 17
 _NUM_SAVED = 8
 """Fields of `triton_backend.Saved`; loss and log-sum-exp are in front, the mixtures at the end."""
-_LEAVES = (0, 1, 3, 4)
-"""Arguments that may need a gradient: states, table, bias and logit scale."""
-_Flat = tuple[Any, ...]
 
 
 def row_losses(
@@ -64,61 +50,9 @@ def row_losses(
         # The gradient of the bias comes with that of the table.
         table_gradient = "dense" if bias else "none"
     loss_N, lse_N, *_ = torch.ops.paretocut.cross_entropy(
-        *_flatten(problem), backend, table_gradient, states or scale, filter_eps
+        *flatten(problem), backend, table_gradient, states or scale, filter_eps
     )
     return loss_N, lse_N
-
-
-def _flatten(problem: Problem) -> _Flat:
-    draws = problem.draws
-    lists: _Flat = (None, None, None, None)
-    num_candidates, seed = None, 0
-    if draws is not None:
-        lists = (draws.ids_GK, draws.alias_V2, draws.log_q_V, draws.log_weight_GK)
-        num_candidates, seed = draws.num_candidates, draws.seed
-        # The same bits as a signed integer.
-        if seed >= 1 << 63:
-            seed -= 1 << 64
-    return (
-        problem.states_ND,
-        problem.table_VD,
-        problem.targets_N,
-        problem.bias_V,
-        problem.logit_scale,
-        *lists,
-        num_candidates,
-        seed,
-        problem.group_size,
-        problem.correction,
-        problem.corrected_value,
-        problem.ignore_index,
-        problem.deterministic,
-        problem.operand_dtype,
-    )
-
-
-def _problem(flat: _Flat) -> Problem:
-    """The problem of flat arguments; its seed is signed, which both backends understand."""
-    states_ND, table_VD, targets_N, bias_V, logit_scale = flat[:5]
-    ids_GK, alias_V2, log_q_V, log_weight_GK, num_candidates, seed, *options = flat[5:]
-    draws = None
-    if num_candidates is not None:
-        draws = Draws(num_candidates, seed, ids_GK, alias_V2, log_q_V, log_weight_GK)
-    group_size, correction, corrected_value, ignore_index, deterministic, operand_dtype = options
-    return Problem(
-        states_ND,
-        table_VD,
-        targets_N,
-        draws,
-        group_size,
-        correction,
-        corrected_value,
-        bias_V,
-        logit_scale,
-        ignore_index,
-        deterministic,
-        operand_dtype,
-    )
 
 
 def _aligned(problem: Problem) -> Problem:
@@ -149,8 +83,8 @@ def _dense_rows(matrix: Tensor) -> Tensor:
 
 
 def _cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
-    flat, (backend, table_gradient, with_mixtures, filter_eps) = _split(arguments)
-    problem = _problem(flat)
+    flat, (backend, table_gradient, with_mixtures, filter_eps) = split(arguments)
+    problem = problem_of(flat)
     check_ids(problem)
     if backend == "eager":
         with torch.autocast(problem.states_ND.device.type, enabled=False):
@@ -170,8 +104,8 @@ def _cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
-    flat, (backend, table_gradient, with_mixtures, _) = _split(arguments)
-    problem = _problem(flat)
+    flat, (backend, table_gradient, with_mixtures, _) = split(arguments)
+    problem = problem_of(flat)
     if backend == "eager":
         num_rows, dtype = problem.states_ND.shape[0], problem.dtype
         rows = [problem.states_ND.new_empty(num_rows, dtype=dtype) for _ in range(4)]
@@ -182,8 +116,8 @@ def _fake_cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _eager_gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    flat, (shift_N, target_error_N, grad_loss_N, grad_lse_N, touched_U, needs) = _split(arguments)
-    problem = _problem(flat)
+    flat, (shift_N, target_error_N, grad_loss_N, grad_lse_N, touched_U, needs) = split(arguments)
+    problem = problem_of(flat)
     zero_N = shift_N.new_zeros(()).expand(len(shift_N))
     with torch.autocast(shift_N.device.type, enabled=False):
         gradients = reference.backward(
@@ -199,8 +133,8 @@ def _eager_gradients(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_eager_gradients(*arguments: Any) -> tuple[Tensor, ...]:
-    flat, (shift_N, *_, touched_U, needs) = _split(arguments)
-    problem = _problem(flat)
+    flat, (shift_N, *_, touched_U, needs) = split(arguments)
+    problem = problem_of(flat)
     num_items, width = problem.table_VD.shape
     num_grads = num_items if touched_U is None else touched_U.shape[0]
     table_UD = shift_N.new_empty(num_grads, width)
@@ -214,16 +148,16 @@ def _fake_eager_gradients(*arguments: Any) -> tuple[Tensor, ...]:
 def _triton_states_gradient(*arguments: Any) -> Tensor:
     from kernels import triton_backend
 
-    flat, rest = _split(arguments)
-    problem = _aligned(_problem(flat))
+    flat, rest = split(arguments)
+    problem = _aligned(problem_of(flat))
     with _on_device_of(problem.states_ND):
         scale_gradient: Tensor = triton_backend.finish_states_gradient(problem, *rest)
     return scale_gradient
 
 
 def _fake_triton_states_gradient(*arguments: Any) -> Tensor:
-    flat, (mixtures_ND, *_) = _split(arguments)
-    has_scale = _problem(flat).logit_scale is not None
+    flat, (mixtures_ND, *_) = split(arguments)
+    has_scale = problem_of(flat).logit_scale is not None
     scale_gradient: Tensor = mixtures_ND.new_empty(int(has_scale), dtype=torch.float32)
     return scale_gradient
 
@@ -231,8 +165,8 @@ def _fake_triton_states_gradient(*arguments: Any) -> Tensor:
 def _triton_touched_items(*arguments: Any) -> tuple[Tensor, ...]:
     from kernels import triton_backend
 
-    flat, (lists_GK,) = _split(arguments)
-    problem = _without_bad_ids(_aligned(_problem(flat)))
+    flat, (lists_GK,) = split(arguments)
+    problem = _without_bad_ids(_aligned(problem_of(flat)))
     with _on_device_of(problem.states_ND):
         return tuple(triton_backend.touched_items(problem, lists_GK))
 
@@ -240,14 +174,14 @@ def _triton_touched_items(*arguments: Any) -> tuple[Tensor, ...]:
 def _fake_triton_touched_items(*arguments: Any) -> tuple[Tensor, ...]:
     from kernels import triton_backend
 
-    flat, _ = _split(arguments)
-    return tuple(triton_backend.touched_like(_problem(flat)))
+    flat, _ = split(arguments)
+    return tuple(triton_backend.touched_like(problem_of(flat)))
 
 
 def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     from kernels import triton_backend
 
-    flat, rest = _split(arguments)
+    flat, rest = split(arguments)
     shift_N, target_error_N, lists_GK, num_first_G, touched_W = rest[:5]
     touched = _touched(rest[5:9])
     grad_loss_N, grad_lse_N, table_gradient, filter_eps = rest[9:]
@@ -255,7 +189,7 @@ def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     saved = triton_backend.Saved(
         unused, unused, shift_N, target_error_N, lists_GK, num_first_G, touched_W, unused
     )
-    problem = _without_bad_ids(_aligned(_problem(flat)))
+    problem = _without_bad_ids(_aligned(problem_of(flat)))
     with _on_device_of(problem.states_ND):
         return tuple(
             triton_backend.table_gradients(
@@ -267,12 +201,12 @@ def _triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
 def _fake_triton_table_gradients(*arguments: Any) -> tuple[Tensor, ...]:
     from kernels import triton_backend
 
-    flat, rest = _split(arguments)
+    flat, rest = split(arguments)
     touched, table_gradient = _touched(rest[5:9]), rest[-2]
-    return tuple(triton_backend.gradients_like(_problem(flat), table_gradient, touched))
+    return tuple(triton_backend.gradients_like(problem_of(flat), table_gradient, touched))
 
 
-def _touched(tensors: _Flat) -> Any:
+def _touched(tensors: Flat) -> Any:
     """The touched items of four arguments that are there or not."""
     from kernels import triton_backend
 
@@ -284,155 +218,8 @@ def _on_device_of(tensor: Tensor) -> Any:
     return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
-def _split(arguments: Sequence[Any]) -> tuple[_Flat, _Flat]:
-    return tuple(arguments[:_NUM_ARGUMENTS]), tuple(arguments[_NUM_ARGUMENTS:])
-
-
 def _nothing(problem: Problem, number: int) -> list[Tensor]:
     return [problem.states_ND.new_empty(0) for _ in range(number)]
-
-
-def _setup_context(ctx: Any, inputs: _Flat, output: tuple[Tensor, ...]) -> None:
-    flat, ctx.options = _split(inputs)
-    kept = output[2:]
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(*flat[:_NUM_TENSORS], *kept)
-    ctx.numbers = flat[_NUM_TENSORS:]
-    ctx.is_spent = False
-
-
-def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    found: list[Tensor | None] = [None] * len(_LEAVES)
-    losses_grads = grads[:2]
-    if any(grad is not None for grad in losses_grads):
-        backend, *_ = ctx.options
-        compute = _eager_backward if backend == "eager" else _triton_backward
-        needs = [ctx.needs_input_grad[place] for place in _LEAVES]
-        with torch.no_grad():
-            found = compute(ctx, losses_grads, needs)
-        if torch.is_grad_enabled():
-            leaves = [ctx.saved_tensors[place] for place in _LEAVES]
-            found = list(_Final.apply(len(found), *found, *leaves, *losses_grads))  # type: ignore[no-untyped-call]
-    by_place = dict(zip(_LEAVES, found, strict=True))
-    return tuple(by_place.get(place) for place in range(_NUM_ARGUMENTS + len(ctx.options)))
-
-
-def _eager_backward(
-    ctx: Any, grads: tuple[Tensor | None, ...], needs: list[bool]
-) -> list[Tensor | None]:
-    saved, (_, table_gradient, *_) = ctx.saved_tensors, ctx.options
-    flat = (*saved[:_NUM_TENSORS], *ctx.numbers)
-    shift_N, target_error_N, *_ = saved[_NUM_TENSORS:]
-    touched_U = None
-    if table_gradient == "touched":
-        touched_U = reference.touched_items(_problem(flat))
-    found = torch.ops.paretocut.eager_gradients(
-        *flat, shift_N, target_error_N, *grads, touched_U, needs
-    )
-    states_ND, table_UD, bias_V, scale = (
-        grad if needed else None for grad, needed in zip(found, needs, strict=True)
-    )
-    if table_UD is not None and touched_U is not None:
-        table_UD = _sparse_rows(table_UD, touched_U, flat[1])
-    return [states_ND, table_UD, bias_V, scale]
-
-
-def _triton_backward(
-    ctx: Any, grads: tuple[Tensor | None, ...], needs: list[bool]
-) -> list[Tensor | None]:
-    saved, (_, table_gradient, _, filter_eps) = ctx.saved_tensors, ctx.options
-    flat = (*saved[:_NUM_TENSORS], *ctx.numbers)
-    *kept, mixtures_ND = saved[_NUM_TENSORS:]
-    needs_states, needs_table, needs_bias, needs_scale = needs
-    found: list[Tensor | None] = [None] * 4
-    touched: Any = (None,) * 4
-    num_touched = None
-    if needs_table and table_gradient == "touched":
-        touched = torch.ops.paretocut.triton_touched_items(*flat, kept[2])
-        num_touched = _OnItsWay(touched[-1])
-    if needs_table or needs_bias:
-        rows, bias_V = torch.ops.paretocut.triton_table_gradients(
-            *flat, *kept, *touched, *grads, table_gradient, filter_eps
-        )
-        found[1] = rows if needs_table else None
-        found[2] = bias_V if needs_bias else None
-    if needs_states or needs_scale:
-        if ctx.is_spent:
-            *_, mixtures_ND = torch.ops.paretocut.cross_entropy(*flat, *ctx.options)
-        ctx.is_spent = True
-        # Autograd need not know that what was saved becomes the gradient: `is_spent` does.
-        mixtures_ND = mixtures_ND.data
-        scale_1 = torch.ops.paretocut.triton_states_gradient(*flat, mixtures_ND, kept[1], *grads)
-        found[0] = mixtures_ND if needs_states else None
-        found[3] = scale_1.reshape(()) if needs_scale else None
-    if num_touched is not None:
-        number = num_touched.wait()
-        found[1] = _sparse_rows(rows[:number], touched[2][:number], flat[1])
-    return found
-
-
-class _OnItsWay:
-    """A number of the device that is copied to the host while the device goes on."""
-
-    def __init__(self, number_1: Tensor) -> None:
-        self._event = None
-        self._number_1 = number_1.to("cpu", non_blocking=True)
-        if number_1.is_cuda:
-            self._event = torch.cuda.current_stream(number_1.device).record_event()
-
-    def wait(self) -> int:
-        """The number, as soon as it has arrived."""
-        if self._event is not None:
-            self._event.synchronize()
-        return int(self._number_1)
-
-
-def _sparse_rows(rows_UD: Tensor, items_U: Tensor, table_VD: Tensor) -> Tensor:
-    """The gradient of a table that has these rows, in the order of the items."""
-    _have_invariants_warned()
-    return torch.sparse_coo_tensor(
-        items_U[None], rows_UD, table_VD.shape, is_coalesced=True, check_invariants=False
-    )
-
-
-@functools.cache
-def _have_invariants_warned() -> None:
-    """Has torch say now, once and unheard, that `_sparse_rows` skips its checks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        torch.sparse_coo_tensor(torch.empty(1, 0), torch.empty(0), (1,), check_invariants=False)
-
-
-class _Final(torch.autograd.Function):
-    """Passes gradients on as functions of what they depend on, to refuse a second derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, number: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if grad is None else grad.detach() for grad in tensors[:number])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(
-            "the gradient of sampled_cross_entropy and full_cross_entropy cannot be "
-            "differentiated twice"
-        )
-
-
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
-            output: tuple[Tensor, ...] = torch.ops.paretocut.cross_entropy(*arguments)
-        _setup_context(ctx, arguments, output)
-        return output
-
-    backward = staticmethod(_backward)
-
-
-def _differentiable(*arguments: Any) -> tuple[Tensor, ...]:
-    output: tuple[Tensor, ...] = _Differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
-    return output
 
 
 # Defined by hand: a `custom_op` spends 0.3 ms on every call that has so many arguments.
@@ -475,7 +262,7 @@ for _name, _run, _fake, _schema in (
         ") -> (Tensor, Tensor)",
     ),
 ):
-    _LIBRARY.define(f"{_name}({_PROBLEM}, {_schema}")
+    _LIBRARY.define(f"{_name}({SCHEMA}, {_schema}")
     _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"paretocut::{_name}", _fake, lib=_LIBRARY)
-_LIBRARY.impl("cross_entropy", _differentiable, "Autograd")
+_LIBRARY.impl("cross_entropy", _autograd.cross_entropy, "Autograd")

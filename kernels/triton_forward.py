@@ -204,8 +204,8 @@ def _count_absent(problem: Problem, cut: Plan, lists: Tensor | None) -> Tensor |
         tiles_per_group,
         GIVEN=is_given(problem),
         BLOCK_R=rows,
-        BLOCK_K=128,
-        num_warps=2,
+        BLOCK_K=64,
+        num_warps=1,
     )
     return absent_N
 

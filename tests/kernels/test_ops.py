@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import Explicit, Uniform, _ops, full_cross_entropy, sampled_cross_entropy
 from kernels import _faults as faults_module
+from kernels._arguments import flatten
 from kernels._backend import choose_backend
 from kernels._faults import CANDIDATE, TARGET, Faults, mark_bad_ids
 from kernels.candidates import Draws
@@ -128,7 +129,7 @@ def flat_arguments(given: Inputs, draws: Draws | None) -> tuple[Any, ...]:
         bias_V=given.bias_V,
         logit_scale=given.logit_scale,
     )
-    return _ops._flatten(problem)
+    return flatten(problem)
 
 
 DRAWS = [

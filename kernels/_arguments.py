@@ -1,0 +1,77 @@
+"""A `Problem` as the flat arguments of an operator, and back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kernels.candidates import Draws
+from kernels.reference import Problem
+
+SCHEMA = (
+    "Tensor states_ND, Tensor table_VD, Tensor targets_N, Tensor? bias_V, Tensor? logit_scale, "
+    "Tensor? ids_GK, Tensor? alias_V2, Tensor? log_q_V, Tensor? log_weight_GK, "
+    "SymInt? num_candidates, SymInt seed, SymInt group_size, str correction, "
+    "bool corrected_value, SymInt ignore_index, bool deterministic, ScalarType operand_dtype"
+)
+NUM_TENSORS = 9
+NUM_ARGUMENTS = 17
+LEAVES = (0, 1, 3, 4)
+"""Arguments that may need a gradient: states, table, bias and logit scale."""
+Flat = tuple[Any, ...]
+
+
+def flatten(problem: Problem) -> Flat:
+    """The arguments; the seed is signed, for an operator has no other integers."""
+    draws = problem.draws
+    lists: Flat = (None, None, None, None)
+    num_candidates, seed = None, 0
+    if draws is not None:
+        lists = (draws.ids_GK, draws.alias_V2, draws.log_q_V, draws.log_weight_GK)
+        num_candidates, seed = draws.num_candidates, draws.seed
+        # The same bits as a signed integer.
+        if seed >= 1 << 63:
+            seed -= 1 << 64
+    return (
+        problem.states_ND,
+        problem.table_VD,
+        problem.targets_N,
+        problem.bias_V,
+        problem.logit_scale,
+        *lists,
+        num_candidates,
+        seed,
+        problem.group_size,
+        problem.correction,
+        problem.corrected_value,
+        problem.ignore_index,
+        problem.deterministic,
+        problem.operand_dtype,
+    )
+
+
+def problem_of(flat: Flat) -> Problem:
+    """The problem of flat arguments; its seed is signed, which both backends understand."""
+    states_ND, table_VD, targets_N, bias_V, logit_scale = flat[:5]
+    ids_GK, alias_V2, log_q_V, log_weight_GK, num_candidates, seed, *options = flat[5:]
+    draws = None
+    if num_candidates is not None:
+        draws = Draws(num_candidates, seed, ids_GK, alias_V2, log_q_V, log_weight_GK)
+    group_size, correction, corrected_value, ignore_index, deterministic, operand_dtype = options
+    return Problem(
+        states_ND,
+        table_VD,
+        targets_N,
+        draws,
+        group_size,
+        correction,
+        corrected_value,
+        bias_V,
+        logit_scale,
+        ignore_index,
+        deterministic,
+        operand_dtype,
+    )
+
+
+def split(arguments: Sequence[Any]) -> tuple[Flat, Flat]:
+    """A problem's arguments, and those that follow."""
+    return tuple(arguments[:NUM_ARGUMENTS]), tuple(arguments[NUM_ARGUMENTS:])
