@@ -41,7 +41,7 @@ def readme_commands() -> list[str]:
 def test_the_readme_has_its_two_commands_and_ci_runs_the_second() -> None:
     assert readme_commands() == [
         "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python -m study.run",
-        'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest',
+        'python3 -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest -n 2',
     ]
     assert readme_commands()[1] in (ROOT / ".ci" / "run").read_text()
 
