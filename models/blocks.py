@@ -1,47 +1,116 @@
-"""Transformer blocks.
+"""Transformer blocks over packed sequences.
 
-Shapes: B sequences, L positions, D width.
+Shapes: T tokens, D width, H heads, C width of a head, B sequences, L tokens of the longest.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from models.config import SASRecConfig
+from models.packing import Packing
+
+_ROTARY_BASE = 10_000.0
+
+
+def attend(qkv_T3HC: Tensor, packing: Packing) -> Tensor:
+    """Causal attention of every token to its own sequence, [T, H, C].
+
+    Sequences start at position 0, so the causal mask alone keeps padding at the end out of sight.
+    """
+    query, key, value = packing.pad(qkv_T3HC).permute(2, 0, 3, 1, 4)
+    attended_BHLC = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return packing.unpad(attended_BHLC.transpose(1, 2))
+
+
+def rotations(position_T: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines that turn pairs of a head's columns by the position, [T, 1, 1, C / 2].
+
+    Source: RoFormer (arXiv 2104.09864), section 3.2.2.
+    """
+    pair = torch.arange(head_width // 2, device=position_T.device, dtype=torch.float32)
+    angle = position_T[:, None] * _ROTARY_BASE ** (-2 * pair / head_width)
+    return angle.cos()[:, None, None], angle.sin()[:, None, None]
+
+
+def rotate(qkv_T3HC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """The same with the column pairs (c, c + C / 2) of queries and keys turned."""
+    cosine, sine = rotation
+    left, right = qkv_T3HC[:, :2].float().chunk(2, dim=-1)
+    turned = torch.cat([left * cosine - right * sine, left * sine + right * cosine], dim=-1)
+    return torch.cat([turned.to(qkv_T3HC.dtype), qkv_T3HC[:, 2:]], dim=1)
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward layer with as many weights as one of four times the width.
+
+    Source: GLU Variants Improve Transformer (arXiv 2002.05202).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = max(1, 8 * width // 3)
+        self.gate_and_up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, states_TD: Tensor) -> Tensor:
+        """Of the same shape."""
+        gate, up = self.gate_and_up(states_TD).chunk(2, dim=-1)
+        output: Tensor = self.down(F.silu(gate) * up)
+        return output
+
 
 class Block(nn.Module):
-    """Pre-norm causal self-attention, then a feed-forward layer of four times the width.
+    """Causal self-attention, then a feed-forward layer.
 
     Dropout acts on what each of the two adds to the stream, not on attention weights or inside the
     feed-forward layer: those masks cost more memory and time than all others together.
-    Sequences start at position 0, so the causal mask alone keeps padding at the end out of sight.
     """
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, config: SASRecConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
+        width = config.width
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.norms_first = config.norm == "pre"
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-        )
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward: nn.Module
+        if config.feed_forward == "swiglu":
+            self.feed_forward = SwiGLU(width)
+        else:
+            self.feed_forward = nn.Sequential(
+                nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+            )
 
-    def forward(self, states_BLD: Tensor) -> Tensor:
-        """States of the same shape."""
-        attended_BLD = self._attend(self.attention_norm(states_BLD))
-        states_BLD = states_BLD + F.dropout(attended_BLD, self.dropout, self.training)
-        return states_BLD + F.dropout(self.feed_forward(states_BLD), self.dropout, self.training)
+    def forward(
+        self, states_TD: Tensor, packing: Packing, rotation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """States of the same shape; rotation: where positions turn queries and keys."""
 
-    def _attend(self, states_BLD: Tensor) -> Tensor:
-        batch, length, width = states_BLD.shape
-        query, key, value = (
-            self.qkv(states_BLD)
-            .view(batch, length, 3, self.num_heads, width // self.num_heads)
-            .permute(2, 0, 3, 1, 4)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        output: Tensor = self.projection(attended.transpose(1, 2).reshape(batch, length, width))
+        def attention(states_TD: Tensor) -> Tensor:
+            return self._attend(states_TD, packing, rotation)
+
+        for norm, layer in (
+            (self.attention_norm, attention),
+            (self.feed_forward_norm, self.feed_forward),
+        ):
+            if self.norms_first:
+                states_TD = states_TD + self._drop(layer(norm(states_TD)))
+            else:
+                states_TD = norm(states_TD + self._drop(layer(states_TD)))
+        return states_TD
+
+    def _drop(self, states_TD: Tensor) -> Tensor:
+        return F.dropout(states_TD, self.dropout, self.training)
+
+    def _attend(
+        self, states_TD: Tensor, packing: Packing, rotation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        qkv_T3HC = self.qkv(states_TD).unflatten(1, (3, self.num_heads, -1))
+        if rotation is not None:
+            qkv_T3HC = rotate(qkv_T3HC, rotation)
+        output: Tensor = self.projection(attend(qkv_T3HC, packing).flatten(1))
         return output

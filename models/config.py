@@ -1,6 +1,6 @@
 """Configuration of the models; free of torch, so that a command line starts at once."""
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,11 +18,27 @@ class SASRecConfig(BaseModel):
     num_blocks: int = Field(2, ge=1, description="transformer blocks")
     num_heads: int = Field(1, ge=1, description="attention heads; divides the width")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout rate")
+    norm: Literal["pre", "post"] = Field(
+        "pre", description="layer norm before each layer of a block, or behind its sum"
+    )
+    positions: Literal["learned", "rotary"] = Field(
+        "learned", description="a vector per position, or rotated queries and keys"
+    )
+    feed_forward: Literal["gelu", "swiglu"] = Field(
+        "gelu", description="feed-forward layer: four times the width with GELU, or gated"
+    )
+    output_table: Literal["tied", "separate"] = Field(
+        "tied", description="states are compared with the input table, or with one of their own"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.width % self.num_heads:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if self.positions == "rotary" and self.width // self.num_heads % 2:
+            raise ValueError(
+                f"rotary positions need heads of even width, not {self.width // self.num_heads}"
+            )
         return self
 
     def build(self, num_items: int) -> "SASRec":

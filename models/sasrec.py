@@ -1,50 +1,72 @@
-"""SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018), pre-norm.
+"""SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018).
 
-Shapes: B sequences, L positions, D width.
+Shapes: T tokens of packed sequences, D width.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from models.blocks import Block
+from models.blocks import Block, rotations
 from models.config import SASRecConfig
 from models.item_table import ItemTable
+from models.packing import Packing
 
 
 class SASRec(nn.Module):
-    """Causal transformer over item sequences; the state at a position predicts the next item."""
+    """Causal transformer over item sequences; the state of a token predicts the next item.
+
+    Attributes:
+        items: The table that items are looked up in.
+        positions: Vectors of the positions, where these are learned.
+    """
 
     def __init__(self, config: SASRecConfig, num_items: int) -> None:
         super().__init__()
         self.config = config
         self.items = ItemTable(num_items, config.width)
-        self.positions = nn.Parameter(torch.randn(config.max_length, config.width) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.dropout) for _ in range(config.num_blocks)
-        )
-        self.norm = nn.LayerNorm(config.width)
+        self.positions = None
+        if config.positions == "learned":
+            self.positions = nn.Parameter(torch.randn(config.max_length, config.width) * 0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        # Behind post-norm blocks the states are normalised already.
+        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+        self._outputs = None
+        if config.output_table == "separate":
+            self._outputs = ItemTable(num_items, config.width)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """States of all positions.
+    @property
+    def outputs(self) -> ItemTable:
+        """The table that states are compared with: that of the inputs, unless it is separate."""
+        return self.items if self._outputs is None else self._outputs
+
+    def forward(self, ids_T: Tensor, packing: Packing) -> Tensor:
+        """States of all tokens.
 
         Args:
-            ids_BL: Item ids, int64, L at most `max_length`. Sequences start at position 0; what
-                stands behind their end is arbitrary and changes no state before it.
+            ids_T: Item ids, int64.
+            packing: Where their sequences lie, each at most `max_length` long.
 
         Returns:
-            states_BLD; the logit of item v at a position is their inner product with table row v.
+            states_TD; the logit of item v behind a token is their inner product with row v of the
+            table `outputs`.
 
         Raises:
-            ValueError: L exceeds `max_length`.
+            ValueError: A sequence exceeds `max_length`.
         """
-        if ids_BL.shape[1] > self.config.max_length:
+        if packing.longest > self.config.max_length:
             raise ValueError(
-                f"sequences of {ids_BL.shape[1]} items exceed max_length {self.config.max_length}"
+                f"sequences of {packing.longest} items exceed max_length {self.config.max_length}"
             )
-        states_BLD = self.items(ids_BL) + self.positions[: ids_BL.shape[1]]
-        states_BLD = F.dropout(states_BLD, self.config.dropout, self.training)
+        states_TD = self.items(ids_T)
+        rotation = None
+        if self.positions is None:
+            head_width = self.config.width // self.config.num_heads
+            rotation = rotations(packing.position_T, head_width)
+        else:
+            states_TD = states_TD + F.embedding(packing.position_T, self.positions)
+        states_TD = F.dropout(states_TD, self.config.dropout, self.training)
         for block in self.blocks:
-            states_BLD = block(states_BLD)
-        output: Tensor = self.norm(states_BLD)
+            states_TD = block(states_TD, packing, rotation)
+        output: Tensor = self.norm(states_TD)
         return output

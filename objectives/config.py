@@ -63,7 +63,19 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: int = Field(128, ge=1, description="sequences per optimizer step")
-    learning_rate: float = Field(1e-3, gt=0, description="constant AdamW learning rate")
+    accumulation: int = Field(
+        1, ge=1, description="parts a batch is computed in, one after the other, to save memory"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="highest AdamW learning rate")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="the rate stays, or falls to zero along a cosine"
+    )
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of all steps in which the rate rises from zero"
+    )
+    clip_norm: float = Field(
+        0.0, ge=0, description="longer gradients are scaled down to this norm; 0: none is"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW decay of the blocks' matrices")
     max_epochs: int = Field(15, ge=1, description="passes over the training sequences at most")
     patience: int = Field(

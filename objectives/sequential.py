@@ -96,7 +96,7 @@ class SequentialObjective:
     def _evaluate(self, trainer: Trainer, prefix: str, targets: Targets) -> dict[str, float]:
         metrics = evaluate(
             trainer.encoder(),
-            trainer.model.items.weight.detach(),
+            trainer.model.outputs.weight.detach(),
             targets,
             batch_size=_EVALUATION_BATCHES * trainer.config.batch_size,
             max_length=trainer.model.config.max_length,

@@ -1,8 +1,9 @@
 """The training loop.
 
-Shapes: B sequences, L positions, N rows (non-pad positions), D width.
+Shapes: B sequences, T tokens of packed sequences, D width.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Trainer:
         sequences: Training sequences on the model's device.
         config: Optimizer and schedule.
         seed: Seeds the order of sequences and rows.
+        step: Optimizer steps so far.
     """
 
     model: SASRec
@@ -47,6 +49,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = self.model.items.weight.device
         self.step = 0
+        self._num_losses = 0
         self._order = torch.Generator().manual_seed(self.seed)
         self._rows = torch.Generator(self.device).manual_seed(self.seed)
         # Decay pulls on what mixes features, not on the vectors of items, positions and norms.
@@ -64,6 +67,11 @@ class Trainer:
             lr=self.config.learning_rate,
             fused=True,
         )
+        steps_per_epoch = math.ceil(len(self.sequences) / self.config.batch_size)
+        num_steps = self.config.max_epochs * steps_per_epoch
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _share_of_rate(self.config, step, num_steps)
+        )
 
     def train_epoch(self) -> float:
         """One pass over the sequences.
@@ -77,38 +85,61 @@ class Trainer:
         self.model.train()
         total = torch.zeros((), device=self.device)
         rows = 0
-        for batch in training_batches(
-            self.sequences, self.config.batch_size, self.model.config.max_length, self._order
+        for parts in training_batches(
+            self.sequences,
+            self.config.batch_size,
+            self.config.accumulation,
+            self.model.config.max_length,
+            self._order,
         ):
-            total += self.train_step(batch) * len(batch.targets_N)
-            rows += len(batch.targets_N)
+            rows_of_batch = _num_rows(parts)
+            total += self.train_step(parts) * rows_of_batch
+            rows += rows_of_batch
         mean = float(total) / rows
         if mean - mean != 0:
             raise NonFiniteLoss
         return mean
 
-    def train_step(self, batch: TrainingBatch) -> Tensor:
-        """One optimizer step.
+    def train_step(self, parts: list[TrainingBatch]) -> Tensor:
+        """One optimizer step on a batch in parts.
 
         Returns:
             The mean loss of the batch, detached.
         """
-        with self._autocast():
-            states_BLD = self.model(batch.ids_BL)
-        # Random order: neighbours of one sequence must not share their negatives.
-        rows_N = torch.randperm(len(batch.targets_N), device=self.device, generator=self._rows)
-        states_ND = states_BLD[batch.valid_BL][rows_N]
-        loss = self.loss(states_ND, self.model.items.weight, batch.targets_N[rows_N], self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        num_rows = max(1, _num_rows(parts))
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            loss = self._mean_loss(part) * (len(part.targets_T) / num_rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
+        self._schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss.detach()
+        return total
 
-    def largest_batch(self) -> TrainingBatch:
+    def _mean_loss(self, batch: TrainingBatch) -> Tensor:
+        with self._autocast():
+            states_TD = self.model(batch.ids_T, batch.packing)
+        # Random order: neighbours of one sequence must not share their negatives.
+        rows_T = torch.randperm(len(states_TD), device=self.device, generator=self._rows)
+        self._num_losses += 1
+        return self.loss(
+            states_TD[rows_T],
+            self.model.outputs.weight,
+            batch.targets_T[rows_T],
+            self._num_losses - 1,
+        )
+
+    def largest_batch(self) -> list[TrainingBatch]:
         """The batch that takes most memory: that of the longest sequences."""
         rows_B = self.sequences.lengths_S.argsort(descending=True)[: self.config.batch_size]
-        return training_batch(self.sequences, rows_B, self.model.config.max_length)
+        return [
+            training_batch(self.sequences, part_B, self.model.config.max_length)
+            for part_B in rows_B.chunk(self.config.accumulation)
+        ]
 
     def encoder(self) -> Callable[[TargetBatch], Tensor]:
         """The state behind each history's last item, in evaluation mode."""
@@ -116,10 +147,8 @@ class Trainer:
 
         def encode(batch: TargetBatch) -> Tensor:
             with torch.no_grad(), self._autocast():
-                states_BLD = self.model(batch.ids_BL)
-            rows_B = torch.arange(len(batch.last_B), device=self.device)
-            states_BD: Tensor = states_BLD[rows_B, batch.last_B]
-            return states_BD
+                states_TD: Tensor = self.model(batch.ids_T, batch.packing)
+            return states_TD[batch.packing.last_B]
 
         return encode
 
@@ -127,3 +156,18 @@ class Trainer:
         if self.device.type == "cuda":
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _num_rows(parts: list[TrainingBatch]) -> int:
+    return sum(len(part.targets_T) for part in parts)
+
+
+def _share_of_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
+    """What part of the highest learning rate a step has; the first is step 0."""
+    warmup = config.warmup * num_steps
+    if step + 1 < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    fallen = max(0.0, step - warmup) / (num_steps - warmup)
+    return 0.5 + 0.5 * math.cos(math.pi * fallen)

@@ -27,6 +27,7 @@ from kernels import (
 )
 from kernels.candidates import Candidates, Draws, draw
 from models.config import SASRecConfig
+from models.packing import Packing
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("triton_backend")
@@ -742,7 +743,7 @@ def test_a_model_learns_as_with_the_eager_backend(loss: str, device: torch.devic
             optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
             curve = []
             for step in range(num_steps):
-                states_ND = model(ids_BL[:, :-1]).flatten(0, 1)
+                states_ND = model(ids_BL[:, :-1].flatten(), Packing([3] * 3, device))
                 data = states_ND, model.items.weight, ids_BL[:, 1:].flatten()
                 if loss == "full":
                     value = full_cross_entropy(*data)

@@ -1,15 +1,28 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels import full_cross_entropy
 from models import SASRecConfig
+from models.blocks import rotate, rotations
+from models.packing import Packing
 from models.sasrec import SASRec
 
 NUM_ITEMS = 30
+CPU = torch.device("cpu")
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"norm": "post"},
+    {"positions": "rotary"},
+    {"feed_forward": "swiglu"},
+    {"output_table": "separate"},
+]
+every_switch = pytest.mark.parametrize("switch", SWITCHES)
 
 
-def model(seed: int = 0, **settings: float) -> SASRec:
+def model(seed: int = 0, **settings: float | str) -> SASRec:
     torch.manual_seed(seed)
     defaults = {"max_length": 12, "width": 8, "num_blocks": 2, "num_heads": 2, "dropout": 0.0}
     return SASRecConfig.model_validate(defaults | settings).build(NUM_ITEMS)
@@ -20,47 +33,71 @@ def sequences(batch: int = 3, length: int = 10, seed: int = 1) -> Tensor:
     return torch.randint(0, NUM_ITEMS, (batch, length), generator=generator)
 
 
-def test_there_is_one_state_for_each_position() -> None:
-    states_BLD = model()(sequences(3, 10))
-    assert states_BLD.shape == (3, 10, 8)
-    assert torch.isfinite(states_BLD).all()
+def states(sasrec: SASRec, ids_BL: Tensor) -> Tensor:
+    """Of sequences of one length."""
+    packing = Packing([ids_BL.shape[1]] * len(ids_BL), CPU)
+    states_BLD: Tensor = sasrec(ids_BL.flatten(), packing).unflatten(0, ids_BL.shape)
+    return states_BLD
 
 
+@every_switch
+def test_there_is_one_state_for_each_token(switch: dict[str, Any]) -> None:
+    states_TD = model(**switch)(sequences(1, 10)[0], Packing([7, 3], CPU))
+    assert states_TD.shape == (10, 8)
+    assert torch.isfinite(states_TD).all()
+
+
+@every_switch
 @pytest.mark.parametrize("end", [1, 5, 9])
-def test_what_follows_a_position_changes_no_state_before_it(end: int) -> None:
-    sasrec, ids_BL = model(), sequences()
+def test_what_follows_a_token_changes_no_state_before_it(end: int, switch: dict[str, Any]) -> None:
+    sasrec, ids_BL = model(**switch), sequences()
     changed_BL = ids_BL.clone()
     changed_BL[:, end:] = (changed_BL[:, end:] + 1) % NUM_ITEMS
-    before, after = sasrec(ids_BL), sasrec(changed_BL)
+    before, after = states(sasrec, ids_BL), states(sasrec, changed_BL)
     assert torch.equal(before[:, :end], after[:, :end])
     assert not torch.equal(before[:, end:], after[:, end:])
 
 
-def test_padding_behind_the_end_changes_nothing() -> None:
-    sasrec, ids_BL = model(), sequences(1, 6)
-    padded_BL = torch.cat([ids_BL, sequences(1, 4, seed=9)], dim=1)
-    torch.testing.assert_close(sasrec(padded_BL)[:, :6], sasrec(ids_BL), atol=1e-6, rtol=1e-5)
-
-
-def test_a_state_depends_on_every_item_before_it_and_on_their_order() -> None:
-    sasrec, ids_BL = model(), torch.arange(6)[None]
-    last = sasrec(ids_BL)[0, -1]
+@every_switch
+def test_a_state_depends_on_every_item_before_it_and_on_their_order(
+    switch: dict[str, Any],
+) -> None:
+    sasrec, ids_BL = model(**switch), torch.arange(6)[None]
+    last = states(sasrec, ids_BL)[0, -1]
     for position in range(6):
         changed_BL = ids_BL.clone()
         changed_BL[0, position] = NUM_ITEMS - 1
-        assert not torch.allclose(sasrec(changed_BL)[0, -1], last)
-    assert not torch.allclose(sasrec(ids_BL[:, [1, 0, 2, 3, 4, 5]])[0, -1], last)
+        assert not torch.allclose(states(sasrec, changed_BL)[0, -1], last)
+    assert not torch.allclose(states(sasrec, ids_BL[:, [1, 0, 2, 3, 4, 5]])[0, -1], last)
 
 
-def test_sequences_do_not_see_each_other() -> None:
-    sasrec, ids_BL = model(), sequences()
-    alone = torch.cat([sasrec(ids_L[None]) for ids_L in ids_BL])
-    torch.testing.assert_close(sasrec(ids_BL), alone, atol=1e-6, rtol=1e-5)
+@every_switch
+def test_sequences_do_not_see_each_other(switch: dict[str, Any]) -> None:
+    sasrec, (ids_T,) = model(**switch), sequences(1, 18)
+    lengths = [5, 1, 0, 12]
+    alone = [sasrec(part_T, Packing([len(part_T)], CPU)) for part_T in ids_T.split(lengths)]
+    packed_TD = sasrec(ids_T, Packing(lengths, CPU))
+    torch.testing.assert_close(packed_TD, torch.cat(alone), atol=1e-6, rtol=1e-5)
+
+
+def test_rotary_positions_count_distances_only() -> None:
+    torch.manual_seed(0)
+    qkv_T3HC = torch.randn(2, 3, 1, 8)
+    # The same query and key at other places: 4 apart, and in the end 3 apart.
+    scores, values = [], []
+    for places in ([4, 0], [7, 3], [504, 500], [3, 0]):
+        turned = rotate(qkv_T3HC, rotations(torch.tensor(places), 8))
+        scores.append(turned[0, 0, 0] @ turned[1, 1, 0])
+        values.append(turned[:, 2])
+    torch.testing.assert_close(scores[1], scores[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(scores[2], scores[0], atol=1e-3, rtol=1e-3)
+    assert not torch.isclose(scores[3], scores[0], atol=1e-2)
+    assert all(torch.equal(value, qkv_T3HC[:, 2]) for value in values)
 
 
 def table_gradient(*, through_input: bool, through_output: bool) -> Tensor:
     sasrec = model()
-    states_ND = sasrec(torch.tensor([[1, 2]]))[0]
+    states_ND = states(sasrec, torch.tensor([[1, 2]]))[0]
     table_VD = sasrec.items.weight
     full_cross_entropy(
         states_ND if through_input else states_ND.detach(),
@@ -80,9 +117,22 @@ def test_the_table_is_tied_and_learns_from_both_ends() -> None:
     torch.testing.assert_close(both, as_input + as_output)
 
 
-def test_gradients_reach_every_parameter() -> None:
-    sasrec = model()
-    sasrec(sequences(2, 12)).square().sum().backward()
+def test_a_separate_table_learns_from_its_own_end_only() -> None:
+    sasrec = model(output_table="separate")
+    states_ND = states(sasrec, torch.tensor([[1, 2]]))[0]
+    table_VD = sasrec.outputs.weight
+    full_cross_entropy(states_ND, table_VD, torch.tensor([2, 3])).backward()  # type: ignore[no-untyped-call]
+    assert table_VD.grad is not None
+    assert table_VD.grad.any(1).all()
+    assert sasrec.items.weight.grad is not None
+    assert sasrec.items.weight.grad.any(1).nonzero().flatten().tolist() == [1, 2]
+
+
+@every_switch
+def test_gradients_reach_every_parameter(switch: dict[str, Any]) -> None:
+    sasrec = model(**switch)
+    logits_BLV = states(sasrec, sequences(2, 12)) @ sasrec.outputs.weight.T
+    torch.autograd.backward(logits_BLV.square().sum())
     for name, parameter in sasrec.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -91,9 +141,15 @@ def test_gradients_reach_every_parameter() -> None:
 @pytest.mark.parametrize("max_length", [1, 5])
 def test_sequences_are_at_most_max_length_long(max_length: int) -> None:
     sasrec = model(max_length=max_length)
-    assert sasrec(sequences(2, max_length)).shape == (2, max_length, 8)
-    with pytest.raises((RuntimeError, ValueError)):
-        sasrec(sequences(2, max_length + 1))
+    assert states(sasrec, sequences(2, max_length)).shape == (2, max_length, 8)
+    with pytest.raises(ValueError, match=f"exceed max_length {max_length}"):
+        states(sasrec, sequences(2, max_length + 1))
+
+
+@every_switch
+def test_post_norm_states_and_pre_norm_states_are_normalised(switch: dict[str, Any]) -> None:
+    states_BLD = states(model(**switch), sequences())
+    torch.testing.assert_close(states_BLD.mean(-1), torch.zeros(3, 10), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("width", "num_blocks", "max_length"), [(8, 1, 5), (24, 3, 50)])
@@ -112,21 +168,21 @@ def test_the_number_of_parameters(width: int, num_blocks: int, max_length: int) 
 
 
 def test_weights_and_dropout_follow_torchs_seed() -> None:
-    states = [model(seed, dropout=0.5)(sequences()) for seed in (4, 4, 5)]
-    assert torch.equal(states[0], states[1])
-    assert not torch.allclose(states[0], states[2])
+    first, again, other = (states(model(seed, dropout=0.5), sequences()) for seed in (4, 4, 5))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
 
 
 def test_dropout_acts_in_training_only() -> None:
     sasrec, ids_BL = model(dropout=0.5), sequences()
-    assert not torch.equal(sasrec(ids_BL), sasrec(ids_BL))
+    assert not torch.equal(states(sasrec, ids_BL), states(sasrec, ids_BL))
     sasrec.eval()
-    assert torch.equal(sasrec(ids_BL), sasrec(ids_BL))
+    assert torch.equal(states(sasrec, ids_BL), states(sasrec, ids_BL))
 
 
 def test_looked_up_items_and_first_logits_have_unit_variance() -> None:
     torch.manual_seed(0)
     sasrec = SASRecConfig(width=64, num_heads=1, dropout=0).build(5000)
     assert float(sasrec.items(torch.arange(5000)).detach().std()) == pytest.approx(1, abs=0.02)
-    states_D = sasrec(torch.arange(50)[None])[0, -1].detach()
+    states_D = states(sasrec, torch.arange(50)[None])[0, -1].detach()
     assert float((sasrec.items.weight.detach() @ states_D).std()) == pytest.approx(1, abs=0.1)

@@ -177,8 +177,8 @@ def test_the_encoder_is_given_the_recent_items_only(targets_of: TargetsOf) -> No
     widths = []
 
     def encode(batch: TargetBatch) -> Tensor:
-        widths.append(batch.ids_BL.shape[1])
-        return torch.ones(len(batch.ids_BL), 1)
+        widths.append(batch.packing.longest)
+        return torch.ones(len(batch.packing), 1)
 
     evaluate(
         encode, torch.ones(9, 1), targets_of([[1, 2, 3, 4], [5, 6]]), batch_size=1, max_length=2

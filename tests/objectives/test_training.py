@@ -1,11 +1,14 @@
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from models.packing import Packing
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceSequences, target_batches
@@ -61,11 +64,11 @@ def test_a_loss_sees_every_next_item_of_an_epoch_once(cycle: PreparedData) -> No
 
 def test_states_and_targets_are_shuffled_together(cycle: PreparedData) -> None:
     trainer = make_trainer(cycle)
-    batch = trainer.largest_batch()
+    (batch,) = trainer.largest_batch()
     expected = {
         (tuple(state.tolist()), target)
         for state, target in zip(
-            trainer.model(batch.ids_BL)[batch.valid_BL], batch.targets_N.tolist(), strict=True
+            trainer.model(batch.ids_T, batch.packing), batch.targets_T.tolist(), strict=True
         )
     }
     given: list[tuple[Tensor, Tensor]] = []
@@ -75,11 +78,11 @@ def test_states_and_targets_are_shuffled_together(cycle: PreparedData) -> None:
         return states_ND.sum()
 
     trainer.loss = record
-    trainer.train_step(batch)
+    trainer.train_step([batch])
     ((states_ND, targets_N),) = given
     found = zip(states_ND.tolist(), targets_N.tolist(), strict=True)
     assert {(tuple(state), target) for state, target in found} == expected
-    assert not torch.equal(targets_N, batch.targets_N)
+    assert not torch.equal(targets_N, batch.targets_T)
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_rows(
@@ -140,9 +143,81 @@ def test_the_largest_batch_is_that_of_the_longest_sequences(
     cycle: PreparedData, sequences_of: Callable[[Lists], Sequences]
 ) -> None:
     data = replace(cycle, train=sequences_of([[1, 2], [3, 4, 5, 6, 7, 8, 9], [1, 2, 3], [9, 8]]))
-    batch = make_trainer(data, batch_size=2).largest_batch()
-    assert batch.ids_BL.shape == (2, 5)
-    assert batch.targets_N.tolist() == [5, 6, 7, 8, 9, 2, 3]
+    (batch,) = make_trainer(data, batch_size=2).largest_batch()
+    assert batch.packing.offsets_B1.tolist() == [0, 5, 7]
+    assert batch.targets_T.tolist() == [5, 6, 7, 8, 9, 2, 3]
+
+
+def test_a_batch_in_parts_makes_the_same_step(cycle: PreparedData) -> None:
+    whole, parts = (
+        make_trainer(cycle, loss="cce", accumulation=accumulation) for accumulation in (1, 3)
+    )
+    assert len(parts.largest_batch()) == 3
+    losses = [trainer.train_epoch() for trainer in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert whole.step == parts.step == 3
+    for name, value in weights(whole).items():
+        # The bias of the keys has no gradient but rounding, which Adam makes steps of.
+        if not name.endswith("qkv.bias"):
+            torch.testing.assert_close(weights(parts)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_parts_of_a_batch_have_negatives_of_their_own(cycle: PreparedData) -> None:
+    trainer = make_trainer(cycle, accumulation=2)
+    inner, steps = trainer.loss, []
+
+    def record(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, step: int) -> Tensor:
+        steps.append(step)
+        return inner(states_ND, table_VD, targets_N, step)
+
+    trainer.loss = record
+    trainer.train_epoch()
+    assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_parts_of_unequal_length_count_by_their_rows(
+    cycle: PreparedData, sequences_of: Callable[[Lists], Sequences]
+) -> None:
+    data = replace(cycle, train=sequences_of([[1, 2], [1, 2, 3, 4, 5]]))
+    trainer = make_trainer(data, accumulation=2)
+    trainer.loss = lambda states_ND, table_VD, targets_N, step: (
+        states_ND.sum() * 0 + 10.0 * len(targets_N)
+    )
+    assert trainer.train_epoch() == pytest.approx(10 * (1 + 16) / 5)
+
+
+def rates(trainer: Trainer, num_steps: int) -> list[float]:
+    """The learning rate of each step."""
+    found = []
+    for _ in range(num_steps):
+        found.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.train_step(trainer.largest_batch())
+    return found
+
+
+def test_the_rate_rises_and_falls_along_a_cosine(cycle: PreparedData) -> None:
+    # 3 steps an epoch: 12 in all, 3 of which rise.
+    settings: dict[str, Any] = {"max_epochs": 4, "warmup": 0.25, "learning_rate": 0.9}
+    found = rates(make_trainer(cycle, schedule="cosine", **settings), 12)
+    assert found[:4] == pytest.approx([0.3, 0.6, 0.9, 0.9])
+    assert found[3:] == sorted(found[3:], reverse=True)
+    assert found[-1] == pytest.approx(0.9 * (0.5 + 0.5 * math.cos(math.pi * 8 / 9)))
+    assert rates(make_trainer(cycle, **settings), 5) == pytest.approx([0.3, 0.6, 0.9, 0.9, 0.9])
+
+
+def test_a_long_gradient_is_scaled_down(cycle: PreparedData) -> None:
+    norms = []
+
+    def measure(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(grads).item())
+
+    for clip_norm in (0.0, 1e-3):
+        trainer = make_trainer(cycle, clip_norm=clip_norm)
+        trainer.optimizer.register_step_pre_hook(measure)
+        trainer.train_step(trainer.largest_batch())
+    assert norms[0] > 1e-2
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_encoder_gives_the_state_behind_the_last_item(
@@ -153,5 +228,5 @@ def test_the_encoder_gives_the_state_behind_the_last_item(
     states_BD = trainer.encoder()(batch)
     assert not states_BD.requires_grad
     for row, history in enumerate(([1, 2], [4], [6, 7, 8, 9])):
-        alone_D = trainer.model(torch.tensor([history]))[0, -1]
+        alone_D = trainer.model(torch.tensor(history), Packing([len(history)], CPU))[-1]
         torch.testing.assert_close(states_BD[row], alone_D, atol=1e-6, rtol=1e-5)
