@@ -89,6 +89,7 @@ class _Context:
     def __init__(self, seed: int, memory_budget: int) -> None:
         self.seed = seed
         self.memory_budget = memory_budget
+        self.checkpoint = None
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Nothing waits for it."""

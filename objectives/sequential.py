@@ -1,10 +1,13 @@
 """The objective of a real trial: train a sequential recommender, evaluate it, measure it."""
 
 import time
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from objectives.config import TrialConfig
+from objectives import checkpoint
+from objectives.config import TrainingConfig, TrialConfig
 from objectives.data import PreparedData, Targets
 from objectives.data.sequences import DeviceSequences
 from objectives.evaluation import evaluate
@@ -18,6 +21,32 @@ _EVALUATION_BATCHES = 2
 so twice the batch still needs less than a training step."""
 
 
+@dataclass
+class _Progress:
+    """How far a training is.
+
+    Attributes:
+        history: Metrics of every epoch.
+        best: Validation metrics of the best epoch.
+        best_epoch: That epoch, from 1.
+        best_weights: Its weights, on the CPU.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def goes_on(self, config: TrainingConfig) -> bool:
+        """Whether there is another epoch."""
+        return len(self.history) < min(config.max_epochs, self.best_epoch + config.patience)
+
+    def peak_with(self, memory: MemoryMeter) -> int:
+        """Peak memory, that of earlier tries included."""
+        earlier = self.history[-1]["memory/peak_bytes"] if self.history else 0
+        return max(int(earlier), memory.peak)
+
+
 class SequentialObjective:
     """Trains on one data set on one device. Follows the contract of `objectives.trial`."""
 
@@ -28,43 +57,62 @@ class SequentialObjective:
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         """Trains with early stopping, restores the best weights, and tests once."""
         begin = time.perf_counter()
+        training = {**config.flat(), "seed": context.seed, "data": self.data.digest}
+        path = context.checkpoint
+        # Before the memory is measured: what is read is not part of a training.
+        known = None if path is None else checkpoint.load(path, training)
+        progress = _Progress() if known is None else _Progress(**known["progress"])
+        for epoch, metrics in enumerate(progress.history, 1):
+            context.report(epoch, metrics)
         with measured_memory(self.device, context.memory_budget) as memory:
             trainer = self._trainer(config, context.seed)
-            epoch, best_epoch, quality = 0, 0, -1.0
-            best_metrics: dict[str, float] = {}
-            while epoch < min(config.training.max_epochs, best_epoch + config.training.patience):
-                epoch += 1
-                epoch_begin = time.perf_counter()
-                loss = self._train_epoch(trainer, epoch, memory)
-                seconds = time.perf_counter() - epoch_begin
-                metrics = self._evaluate(trainer, "val", self.data.validation)
-                if metrics[QUALITY] > quality:
-                    quality, best_epoch, best_metrics = metrics[QUALITY], epoch, metrics
-                    best_weights = {
-                        name: value.to("cpu", copy=True)
-                        for name, value in trainer.model.state_dict().items()
-                    }
-                context.report(
-                    epoch,
-                    {
-                        "train/loss": loss,
-                        "train/epoch_seconds": seconds,
-                        "memory/peak_bytes": memory.peak,
-                        **metrics,
-                    },
-                )
-            trainer.model.load_state_dict(best_weights)
+            if known is not None:
+                trainer.load_state_dict(known["trainer"])
+                del known
+            written = time.monotonic()
+            while progress.goes_on(config.training):
+                metrics = self._epoch(trainer, progress, memory)
+                if path is not None and time.monotonic() >= written + checkpoint.SECONDS_BETWEEN:
+                    state = {"trainer": trainer.state_dict(), "progress": vars(progress)}
+                    checkpoint.save(path, training, state)
+                    written = time.monotonic()
+                context.report(len(progress.history), metrics)
+            trainer.model.load_state_dict(progress.best_weights)
             test = self._evaluate(trainer, "test", self.data.test)
         return TrialResult(
-            quality=quality,
-            peak_memory=memory.peak,
+            quality=progress.best[QUALITY],
+            peak_memory=progress.peak_with(memory),
             seconds=time.perf_counter() - begin,
-            metrics={**best_metrics, **test},
-            epochs=epoch,
-            best_epoch=best_epoch,
+            metrics={**progress.best, **test},
+            epochs=len(progress.history),
+            best_epoch=progress.best_epoch,
             peak_reserved=memory.peak_reserved,
             memory_source=memory.source,
         )
+
+    def _epoch(
+        self, trainer: Trainer, progress: "_Progress", memory: MemoryMeter
+    ) -> dict[str, float]:
+        """Trains an epoch, evaluates it, and keeps its weights if they are the best so far."""
+        begin = time.perf_counter()
+        loss = self._train_epoch(trainer, len(progress.history) + 1, memory)
+        seconds = time.perf_counter() - begin
+        metrics = self._evaluate(trainer, "val", self.data.validation)
+        if metrics[QUALITY] > progress.best.get(QUALITY, -1.0):
+            progress.best, progress.best_epoch = metrics, len(progress.history) + 1
+            progress.best_weights = {
+                name: value.to("cpu", copy=True)
+                for name, value in trainer.model.state_dict().items()
+            }
+        progress.history.append(
+            {
+                "train/loss": loss,
+                "train/epoch_seconds": seconds,
+                "memory/peak_bytes": progress.peak_with(memory),
+                **metrics,
+            }
+        )
+        return progress.history[-1]
 
     def probe(self, config: TrialConfig, budget: int) -> int:
         """Peak memory, in bytes, of one training step on the largest batch.

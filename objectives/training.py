@@ -4,9 +4,10 @@ Shapes: B sequences, T tokens of packed sequences, D width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,33 @@ class Trainer:
             training_batch(self.sequences, part_B, self.model.config.max_length)
             for part_B in rows_B.chunk(self.config.accumulation)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on, as `torch.save` takes it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "step": self.step,
+            "num_losses": self._num_losses,
+            "generators": [generator.get_state() for generator in self._generators()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to where `state_dict` was called."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.step, self._num_losses = state["step"], state["num_losses"]
+        for generator, known in zip(self._generators(), state["generators"], strict=True):
+            generator.set_state(known)
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those of the order of sequences and rows, and torch's own, which dropout draws from."""
+        default = torch.default_generator
+        if self.device.type == "cuda":
+            default = torch.cuda.default_generators[self.device.index or 0]
+        return [self._order, self._rows, default]
 
     def encoder(self) -> Callable[[TargetBatch], Tensor]:
         """The state behind each history's last item, in evaluation mode."""

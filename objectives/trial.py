@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from objectives.config import TrialConfig
@@ -78,6 +79,7 @@ class TrialContext(Protocol):
     Attributes:
         seed: Seeds all that is random in the trial.
         memory_budget: Bytes that the trial may allocate.
+        checkpoint: File for the state of the training, from which another try goes on; None: none.
     """
 
     @property
@@ -88,8 +90,15 @@ class TrialContext(Protocol):
     def memory_budget(self) -> int:
         """See the class."""
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """See the class."""
+
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Called after every epoch, from 1; may raise `optuna.TrialPruned`."""
+        """Called for every epoch, from 1; may raise `optuna.TrialPruned`.
+
+        A training that goes on from a checkpoint reports the epochs before it again.
+        """
 
 
 Objective = Callable[[TrialConfig, TrialContext], TrialResult]

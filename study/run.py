@@ -156,6 +156,7 @@ def _run_study(
             objective,
             seed=spec.seed,
             tags=tags,
+            folder=folder / "checkpoints",
             progress=progress,
             tracker=tracker,
             stop=stop,

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -73,10 +74,15 @@ class _Context:
     """What the objective is given; see `objectives.trial.TrialContext`."""
 
     def __init__(
-        self, seed: int, memory_budget: int, report: Callable[[int, Mapping[str, float]], None]
+        self,
+        seed: int,
+        memory_budget: int,
+        checkpoint: Path,
+        report: Callable[[int, Mapping[str, float]], None],
     ) -> None:
         self.seed = seed
         self.memory_budget = memory_budget
+        self.checkpoint = checkpoint
         self.report = report
 
 
@@ -89,6 +95,7 @@ class Worker:
         objective: What runs a trial.
         seed: The study's seed.
         tags: Kept with every trial: card, driver, versions.
+        folder: Where running trials keep the state of their training.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Worker:
         *,
         seed: int,
         tags: Mapping[str, str],
+        folder: Path,
         progress: StudyProgress,
         tracker: Tracker | None,
         stop: Stop,
@@ -108,6 +116,7 @@ class Worker:
         self.objective = objective
         self.seed = seed
         self.tags = dict(tags)
+        self.folder = folder
         self._study = ledger.study
         self._budget = int(ledger.identity["memory_budget"])
         self._progress = progress
@@ -142,6 +151,7 @@ class Worker:
         trial.set_user_attr("worker", _this_process())
         seed = trial.user_attrs.get("seed", self.seed + number)
         trial.set_user_attr("seed", seed)
+        checkpoint = self.folder / f"trial-{trial.user_attrs.get('first_try', number)}.pt"
         begin = time.perf_counter()
         result: dict[str, Any] = {"tags": {**self.tags, "seed": str(seed)}}
         values: tuple[float, float] | None = None
@@ -151,7 +161,8 @@ class Worker:
             result["config"] = config.flat()
             self._progress.started(record, number)
             self._wake()
-            done = self.objective(config, _Context(seed, self._budget, self._reporter(number)))
+            context = _Context(seed, self._budget, checkpoint, self._reporter(number))
+            done = self.objective(config, context)
             values = done.quality, done.peak_memory
             result |= _completed(done)
         except InfeasibleTrial as error:
@@ -170,15 +181,16 @@ class Worker:
         except optuna.TrialPruned as error:
             result |= {"outcome": "pruned", "reason": str(error)}
         except KeyboardInterrupt:
-            self._fail(trial, {**result, "reason": "stopped by the user"})
+            self._fail(trial, {**result, "reason": "stopped by the user"}, checkpoint)
             raise
         except Exception as error:
             fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self._fail(trial, {**result, "reason": fault})
+            self._fail(trial, {**result, "reason": fault}, checkpoint)
         else:
             result["outcome"] = "complete"
         if not fault:
             self._tell(trial, values, result, time.perf_counter() - begin)
+            checkpoint.unlink(missing_ok=True)
         record = read(self.ledger)
         self._progress.ended(record, record.trials[number])
         self._wake()
@@ -205,10 +217,11 @@ class Worker:
         else:
             self._study.tell(trial, values)
 
-    def _fail(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+    def _fail(self, trial: optuna.Trial, result: dict[str, Any], checkpoint: Path) -> None:
         trial.set_user_attr(RESULT, {**result, "outcome": "failed"})
         self._study.tell(trial, state=TrialState.FAIL)
-        retry(self.ledger, self._study.trials[trial.number])
+        if not retry(self.ledger, self._study.trials[trial.number]):
+            checkpoint.unlink(missing_ok=True)
 
     def _reporter(self, number: int) -> Callable[[int, Mapping[str, float]], None]:
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
@@ -234,22 +247,26 @@ def _completed(done: TrialResult) -> dict[str, Any]:
     }
 
 
-def retry(ledger: Ledger, failed: FrozenTrial) -> None:
-    """Queues a failed trial again, with its parameters, seed and MLflow run; nothing else.
+def retry(ledger: Ledger, failed: FrozenTrial) -> bool:
+    """Queues a failed trial again, with its parameters, seed, checkpoint and MLflow run.
+
+    A trial that failed too often is given up.
 
     Optuna's own callback would carry the constraints over, which can be set only once.
     """
     retries = failed.user_attrs.get("retries", 0)
     if not failed.params or retries >= _MAX_RETRIES:
-        return
+        return False
     ledger.study.enqueue_trial(
         failed.params,
         user_attrs={
             "seed": failed.user_attrs["seed"],
             "retries": retries + 1,
             "retry_of": failed.number,
+            "first_try": failed.user_attrs.get("first_try", failed.number),
         },
     )
+    return True
 
 
 def recover_lost(ledger: Ledger) -> None:

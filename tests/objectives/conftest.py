@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,7 @@ def cycle(targets_of: Callable[[Lists], Targets]) -> PreparedData:
 class _Context:
     seed: int
     memory_budget: int
+    checkpoint: Path | None
     on_report: Report
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -62,8 +64,12 @@ class _Context:
 @pytest.fixture
 def make_context() -> Callable[..., TrialContext]:
     def make(
-        report: Report = lambda epoch, metrics: None, *, seed: int = 0, budget: int = 1 << 30
+        report: Report = lambda epoch, metrics: None,
+        *,
+        seed: int = 0,
+        budget: int = 1 << 30,
+        checkpoint: Path | None = None,
     ) -> TrialContext:
-        return _Context(seed, budget, report)
+        return _Context(seed, budget, checkpoint, report)
 
     return make

@@ -24,6 +24,7 @@ CUDA = torch.device("cuda", 0)
 
 class Context:
     seed = 0
+    checkpoint = None
 
     def __init__(self, memory_budget: int) -> None:
         self.memory_budget = memory_budget

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -7,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives import sequential
+from objectives import checkpoint, sequential
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Targets
+from objectives.errors import UserError
 from objectives.sequential import SequentialObjective
+from objectives.training import Trainer
 from objectives.trial import QUALITY, DivergedTrial, InfeasibleTrial, TrialContext
 
 MakeContext = Callable[..., TrialContext]
@@ -127,6 +130,92 @@ def test_training_stops_early_and_returns_to_the_best_weights(
         for epoch, table in enumerate(script.tables, start=1)
         if epoch != best
     )
+
+
+class Killed(Exception):
+    """Stands in for a process that is gone."""
+
+
+def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
+    cycle: PreparedData,
+    make_context: MakeContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    settings = config(
+        max_epochs=8, patience=8, dropout=0.3, schedule="cosine", warmup=0.2, accumulation=2
+    )
+
+    def run(path: Path | None, last: int = 99) -> tuple[Any, list[tuple[int, float]]]:
+        seen: list[tuple[int, float]] = []
+
+        def report(epoch: int, metrics: Mapping[str, float]) -> None:
+            seen.append((epoch, metrics["train/loss"]))
+            if epoch == last:
+                raise Killed
+
+        try:
+            result = SequentialObjective(cycle, CPU)(
+                settings, make_context(report, checkpoint=path)
+            )
+        except Killed:
+            return None, seen
+        return (result.metrics, result.epochs, result.best_epoch), seen
+
+    whole, whole_reports = run(None)
+    path = tmp_path / "trials" / "0.pt"
+    assert run(path, last=3) == (None, whole_reports[:3])
+    assert run(path, last=6) == (None, whole_reports[:6])
+    torch.rand(7)  # what others do with torch's generator between the tries
+    resumed, resumed_reports = run(path)
+    assert resumed_reports == whole_reports
+    assert resumed == whole
+    assert [file.name for file in path.parent.iterdir()] == ["0.pt"]
+
+
+def test_what_is_trained_after_a_checkpoint_is_not_trained_twice(
+    cycle: PreparedData,
+    make_context: MakeContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    epochs: list[int] = []
+    original = Trainer.train_epoch
+
+    def count(trainer: Trainer) -> float:
+        epochs.append(trainer.step)
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "train_epoch", count)
+    path = tmp_path / "0.pt"
+    first = SequentialObjective(cycle, CPU)(config(max_epochs=3), make_context(checkpoint=path))
+    again = SequentialObjective(cycle, CPU)(config(max_epochs=3), make_context(checkpoint=path))
+    assert epochs == [0, 3, 6]
+    assert again.metrics == first.metrics
+    assert again.peak_memory == first.peak_memory
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    cycle: PreparedData,
+    make_context: MakeContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    path = tmp_path / "0.pt"
+    objective = SequentialObjective(cycle, CPU)
+    objective(config(max_epochs=1), make_context(checkpoint=path))
+    with pytest.raises(UserError, match=r"0\.pt.*another training \(seed, width differ\)"):
+        objective(config(max_epochs=1, width=8), make_context(checkpoint=path, seed=1))
+
+
+def test_a_checkpoint_is_written_once_a_minute_at_most(
+    cycle: PreparedData, make_context: MakeContext, tmp_path: Path
+) -> None:
+    SequentialObjective(cycle, CPU)(config(max_epochs=3), make_context(checkpoint=tmp_path / "0"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loss_that_is_not_finite_is_a_diverged_trial(

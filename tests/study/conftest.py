@@ -50,7 +50,7 @@ BuildWorker = Callable[[Objective], Worker]
 
 
 @pytest.fixture
-def build_worker(ledger: Ledger, space: Space) -> BuildWorker:
+def build_worker(ledger: Ledger, space: Space, tmp_path: Path) -> BuildWorker:
     def build(objective: Objective) -> Worker:
         progress = StudyProgress(1, Console(file=io.StringIO()), live=False)
         return Worker(
@@ -59,6 +59,7 @@ def build_worker(ledger: Ledger, space: Space) -> BuildWorker:
             objective,
             seed=0,
             tags={"device": "cpu"},
+            folder=tmp_path / "checkpoints",
             progress=progress,
             tracker=None,
             stop=Stop(progress.say),

@@ -125,6 +125,40 @@ def test_what_the_machine_did_is_tried_again(ledger: Ledger, build_worker: Build
     assert len(read(ledger).finished) == 3
 
 
+def test_a_trial_goes_on_from_its_checkpoint_and_leaves_none(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    found: list[tuple[str, bool]] = []
+
+    def flaky(config: TrialConfig, context: TrialContext) -> TrialResult:
+        assert context.checkpoint is not None
+        found.append((context.checkpoint.name, context.checkpoint.exists()))
+        context.checkpoint.parent.mkdir(exist_ok=True)
+        context.checkpoint.touch()
+        if len(found) in (2, 3):
+            raise MachineFault("something else holds the card's memory")
+        return succeed(config, context)
+
+    worker = build_worker(flaky)
+    worker.run(3)
+    trials = [f"trial-{number}.pt" for number in (0, 1, 1, 1, 4)]
+    assert found == list(zip(trials, [False, False, True, True, False], strict=True))
+    assert list(worker.folder.iterdir()) == []
+
+
+def test_a_trial_that_is_given_up_leaves_no_checkpoint(build_worker: BuildWorker) -> None:
+    def broken(config: TrialConfig, context: TrialContext) -> TrialResult:
+        assert context.checkpoint is not None
+        context.checkpoint.parent.mkdir(exist_ok=True)
+        context.checkpoint.touch()
+        raise MachineFault("boom")
+
+    worker = build_worker(broken)
+    with pytest.raises(MachineFailedError):
+        worker.run(1)
+    assert list(worker.folder.iterdir()) == []
+
+
 def test_a_machine_that_keeps_failing_ends_the_run(
     ledger: Ledger, build_worker: BuildWorker
 ) -> None:
