@@ -4,6 +4,8 @@ from kernels.candidate_ce import sampled_cross_entropy
 from kernels.candidates import AliasTable, Explicit, InBatch, LogUniform, Popularity, Uniform
 from kernels.full_ce import full_cross_entropy
 from kernels.ranking import top_k
+from kernels.row_optimizers import RowWiseAdagrad, RowWiseAdam
+from kernels.row_updates import row_adagrad, row_adam
 
 __all__ = [
     "AliasTable",
@@ -11,8 +13,12 @@ __all__ = [
     "InBatch",
     "LogUniform",
     "Popularity",
+    "RowWiseAdagrad",
+    "RowWiseAdam",
     "Uniform",
     "full_cross_entropy",
+    "row_adagrad",
+    "row_adam",
     "sampled_cross_entropy",
     "top_k",
 ]

@@ -1,5 +1,5 @@
 """Sequential transformers and item tables."""
 
-from models.config import SASRecConfig
+from models.config import ModelConfig
 
-__all__ = ["SASRecConfig"]
+__all__ = ["ModelConfig"]

@@ -7,19 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from models.config import SASRecConfig
+from models.config import ModelConfig
 from models.packing import Packing
 
 _ROTARY_BASE = 10_000.0
 
 
-def attend(qkv_T3HC: Tensor, packing: Packing) -> Tensor:
-    """Causal attention of every token to its own sequence, [T, H, C].
+def attend(qkv_T3HC: Tensor, packing: Packing, *, causal: bool) -> Tensor:
+    """Attention of every token to its own sequence, [T, H, C].
 
-    Sequences start at position 0, so the causal mask alone keeps padding at the end out of sight.
+    Sequences start at position 0, so a causal mask alone keeps padding at the end out of sight.
     """
     query, key, value = packing.pad(qkv_T3HC).permute(2, 0, 3, 1, 4)
-    attended_BHLC = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    mask_B11L = None if causal else packing.is_token_BL[:, None, None]
+    attended_BHLC = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask_B11L, is_causal=causal
+    )
     return packing.unpad(attended_BHLC.transpose(1, 2))
 
 
@@ -61,14 +64,15 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Causal self-attention, then a feed-forward layer.
+    """Self-attention, then a feed-forward layer.
 
     Dropout acts on what each of the two adds to the stream, not on attention weights or inside the
     feed-forward layer: those masks cost more memory and time than all others together.
     """
 
-    def __init__(self, config: SASRecConfig) -> None:
+    def __init__(self, config: ModelConfig, *, causal: bool) -> None:
         super().__init__()
+        self.causal = causal
         width = config.width
         self.num_heads = config.num_heads
         self.dropout = config.dropout
@@ -112,5 +116,5 @@ class Block(nn.Module):
         qkv_T3HC = self.qkv(states_TD).unflatten(1, (3, self.num_heads, -1))
         if rotation is not None:
             qkv_T3HC = rotate(qkv_T3HC, rotation)
-        output: Tensor = self.projection(attend(qkv_T3HC, packing).flatten(1))
+        output: Tensor = self.projection(attend(qkv_T3HC, packing, causal=self.causal).flatten(1))
         return output

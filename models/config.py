@@ -5,14 +5,20 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
-    from models.sasrec import SASRec
+    from models.transformer import Transformer
 
 
-class SASRecConfig(BaseModel):
-    """Shape of a SASRec."""
+class ModelConfig(BaseModel):
+    """Which model, and its shape."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    architecture: Literal["sasrec", "bert4rec"] = Field(
+        "sasrec", description="sasrec predicts the next item; bert4rec items that are masked"
+    )
+    mask_share: float = Field(
+        0.2, gt=0, le=1, description="share of the items that bert4rec masks in training"
+    )
     max_length: int = Field(50, ge=1, description="most recent items of a sequence that are used")
     width: int = Field(64, ge=1, description="width of the item vectors and states")
     num_blocks: int = Field(2, ge=1, description="transformer blocks")
@@ -41,8 +47,12 @@ class SASRecConfig(BaseModel):
             )
         return self
 
-    def build(self, num_items: int) -> "SASRec":
+    def build(self, num_items: int) -> "Transformer":
         """The model with fresh weights from torch's default generator."""
+        if self.architecture == "bert4rec":
+            from models.bert4rec import BERT4Rec
+
+            return BERT4Rec(self, num_items)
         from models.sasrec import SASRec
 
         return SASRec(self, num_items)

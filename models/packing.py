@@ -49,6 +49,12 @@ class Packing:
         padded = padded.index_copy(0, self._places_T, values_T)
         return padded.view(len(self), self.longest, *shape)
 
+    @property
+    def is_token_BL(self) -> Tensor:  # noqa: N802
+        """Where `pad` puts tokens; a sequence without any has one, which nobody sees."""
+        lengths_B1 = self.offsets_B1.diff()[:, None].clamp(min=1)
+        return torch.arange(self.longest, device=lengths_B1.device) < lengths_B1
+
     def unpad(self, values_BL: Tensor) -> Tensor:
         """What `pad` was given."""
         return values_BL.flatten(0, 1).index_select(0, self._places_T)

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.config import SASRecConfig
+from models.config import ModelConfig
 
 
 class ColumnsConfig(BaseModel):
@@ -88,7 +88,7 @@ class TrialConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: SASRecConfig = SASRecConfig()
+    model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
 

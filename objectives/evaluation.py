@@ -80,6 +80,7 @@ def evaluate(
     *,
     batch_size: int,
     max_length: int,
+    masked: bool = False,
 ) -> dict[str, float]:
     """All metrics of a model on one split.
 
@@ -89,11 +90,12 @@ def evaluate(
         targets: The split.
         batch_size: Users at a time.
         max_length: Most recent items that `encode` is given.
+        masked: A mask stands behind them, as one of them.
     """
     device = table_VD.device
 
     def lists() -> Iterable[tuple[Tensor, Tensor]]:
-        for batch in target_batches(targets, batch_size, max_length, device):
+        for batch in target_batches(targets, batch_size, max_length, device, masked=masked):
             yield top_k(encode(batch), table_VD, CUTOFFS[-1], batch.seen), batch.targets_B
 
     return ranking_metrics(

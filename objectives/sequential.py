@@ -148,5 +148,6 @@ class SequentialObjective:
             targets,
             batch_size=_EVALUATION_BATCHES * trainer.config.batch_size,
             max_length=trainer.model.config.max_length,
+            masked=not trainer.model.causal,
         )
         return {f"{prefix}/{name}": value for name, value in metrics.items()}

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.sasrec import SASRec
+from models.transformer import Transformer
 from objectives.config import TrainingConfig
 from objectives.data.sequences import (
     DeviceSequences,
     TargetBatch,
     TrainingBatch,
-    training_batch,
-    training_batches,
+    masked_batch,
+    next_item_batch,
+    shuffled_batches,
 )
 from objectives.losses import Loss
 
@@ -41,7 +42,7 @@ class Trainer:
         step: Optimizer steps so far.
     """
 
-    model: SASRec
+    model: Transformer
     loss: Loss
     sequences: DeviceSequences
     config: TrainingConfig
@@ -86,13 +87,10 @@ class Trainer:
         self.model.train()
         total = torch.zeros((), device=self.device)
         rows = 0
-        for parts in training_batches(
-            self.sequences,
-            self.config.batch_size,
-            self.config.accumulation,
-            self.model.config.max_length,
-            self._order,
+        for rows_of_parts in shuffled_batches(
+            len(self.sequences), self.config.batch_size, self.config.accumulation, self._order
         ):
+            parts = [self._batch(rows_B) for rows_B in rows_of_parts]
             rows_of_batch = _num_rows(parts)
             total += self.train_step(parts) * rows_of_batch
             rows += rows_of_batch
@@ -110,7 +108,7 @@ class Trainer:
         num_rows = max(1, _num_rows(parts))
         total = torch.zeros((), device=self.device)
         for part in parts:
-            loss = self._mean_loss(part) * (len(part.targets_T) / num_rows)
+            loss = self._mean_loss(part) * (len(part.targets_N) / num_rows)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if self.config.clip_norm:
@@ -125,22 +123,25 @@ class Trainer:
         with self._autocast():
             states_TD = self.model(batch.ids_T, batch.packing)
         # Random order: neighbours of one sequence must not share their negatives.
-        rows_T = torch.randperm(len(states_TD), device=self.device, generator=self._rows)
+        order_N = torch.randperm(len(batch.rows_N), device=self.device, generator=self._rows)
         self._num_losses += 1
         return self.loss(
-            states_TD[rows_T],
+            states_TD[batch.rows_N[order_N]],
             self.model.outputs.weight,
-            batch.targets_T[rows_T],
+            batch.targets_N[order_N],
             self._num_losses - 1,
         )
 
     def largest_batch(self) -> list[TrainingBatch]:
         """The batch that takes most memory: that of the longest sequences."""
         rows_B = self.sequences.lengths_S.argsort(descending=True)[: self.config.batch_size]
-        return [
-            training_batch(self.sequences, part_B, self.model.config.max_length)
-            for part_B in rows_B.chunk(self.config.accumulation)
-        ]
+        return [self._batch(part_B) for part_B in rows_B.chunk(self.config.accumulation)]
+
+    def _batch(self, rows_B: Tensor) -> TrainingBatch:
+        length, share = self.model.config.max_length, self.model.config.mask_share
+        if self.model.causal:
+            return next_item_batch(self.sequences, rows_B, length)
+        return masked_batch(self.sequences, rows_B, length, share, self._order)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on, as `torch.save` takes it."""
@@ -187,7 +188,7 @@ class Trainer:
 
 
 def _num_rows(parts: list[TrainingBatch]) -> int:
-    return sum(len(part.targets_T) for part in parts)
+    return sum(len(part.targets_N) for part in parts)
 
 
 def _share_of_rate(config: TrainingConfig, step: int, num_steps: int) -> float:

@@ -9,23 +9,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.bert4rec import MASK
 from models.packing import Packing
 from objectives.data.prepare import Sequences, Targets
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Next-item prediction at every token.
+    """Items to predict.
 
     Attributes:
-        ids_T: Item ids, int64.
+        ids_T: Item ids, int64, or the mask's.
         packing: Where their sequences lie.
-        targets_T: The items that follow.
+        rows_N: The tokens that predict, in ascending order.
+        targets_N: What they are to predict.
     """
 
     ids_T: Tensor
     packing: Packing
-    targets_T: Tensor
+    rows_N: Tensor
+    targets_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class DeviceSequences:
     def windows(self, rows_B: Tensor, max_items: int, ahead: int) -> tuple[Tensor, Packing]:
         """The most recent items of the chosen sequences (host indices) but the last `ahead`.
 
+        With ahead = -1 there is a place behind the last item too.
+
         Returns:
             Where these items stand among all interactions [T], and how they are packed: at most
             `max_items` of a sequence.
@@ -71,37 +76,65 @@ class DeviceSequences:
         return firsts_B[packing.sequence_T] + packing.position_T, packing
 
 
-def training_batch(sequences: DeviceSequences, rows_B: Tensor, max_length: int) -> TrainingBatch:
-    """The batch of the chosen sequences: at most `max_length` predictions each."""
+def next_item_batch(sequences: DeviceSequences, rows_B: Tensor, max_length: int) -> TrainingBatch:
+    """Every token predicts the item behind it, at most `max_length` of a sequence."""
     places_T, packing = sequences.windows(rows_B, max_length, ahead=1)
     items_M = sequences.items_M
-    return TrainingBatch(items_M[places_T].long(), packing, items_M[places_T + 1].long())
+    rows_T = torch.arange(len(places_T), device=places_T.device)
+    return TrainingBatch(items_M[places_T].long(), packing, rows_T, items_M[places_T + 1].long())
 
 
-def training_batches(
+def masked_batch(
     sequences: DeviceSequences,
-    batch_size: int,
-    parts: int,
+    rows_B: Tensor,
     max_length: int,
+    share: float,
     generator: torch.Generator,
-) -> Iterator[list[TrainingBatch]]:
+) -> TrainingBatch:
+    """Some of the most recent `max_length` items of each sequence are masked and predicted.
+
+    Args:
+        sequences: All sequences.
+        rows_B: The chosen ones.
+        max_length: Items of a sequence at most.
+        share: The probability that an item is masked; where none is, the last one is.
+        generator: On the host, so that nothing waits for the device.
+    """
+    places_T, packing = sequences.windows(rows_B, max_length, ahead=0)
+    lengths_B = sequences.lengths_S[rows_B].clamp(max=max_length)
+    is_masked_T = torch.rand(packing.num_tokens, generator=generator) < share
+    masked_B = torch.segment_reduce(is_masked_T.float(), "sum", lengths=lengths_B, initial=0)
+    last_B = lengths_B.cumsum(0) - 1
+    is_masked_T[last_B[(masked_B == 0) & (lengths_B > 0)]] = True
+    rows_N = is_masked_T.nonzero().flatten().to(places_T.device, non_blocking=True)
+    ids_T = sequences.items_M[places_T].long()
+    targets_N = ids_T[rows_N]
+    return TrainingBatch(ids_T.index_fill(0, rows_N, MASK), packing, rows_N, targets_N)
+
+
+def shuffled_batches(
+    num_sequences: int, batch_size: int, parts: int, generator: torch.Generator
+) -> Iterator[list[Tensor]]:
     """One epoch in an order drawn from the (host) generator; the last batch may be smaller.
 
-    A batch comes in at most so many parts, of sequences side by side.
+    A batch comes in at most so many parts, each of which names sequences.
     """
-    order_S = torch.randperm(len(sequences), generator=generator)
+    order_S = torch.randperm(num_sequences, generator=generator)
     for rows_B in torch.split(order_S, batch_size):
-        yield [training_batch(sequences, part_B, max_length) for part_B in rows_B.chunk(parts)]
+        yield list(rows_B.chunk(parts))
 
 
 def target_batches(
-    targets: Targets, batch_size: int, max_length: int, device: torch.device
+    targets: Targets, batch_size: int, max_length: int, device: torch.device, *, masked: bool
 ) -> Iterator[TargetBatch]:
-    """All targets, in order."""
+    """All targets, in order; masked: the last token is a mask, in the target's place."""
     inputs = DeviceSequences(targets.inputs, device)
     items_S = torch.tensor(targets.items, device=device, dtype=torch.int64)
     for rows_B in torch.split(torch.arange(len(inputs)), batch_size):
-        places_T, packing = inputs.windows(rows_B, max_length, ahead=0)
+        places_T, packing = inputs.windows(rows_B, max_length, ahead=-1 if masked else 0)
+        ids_T = inputs.items_M[places_T.clamp(max=len(inputs.items_M) - 1)].long()
+        if masked:
+            ids_T = ids_T.index_fill(0, packing.last_B, MASK)
         first, last = int(rows_B[0]), int(rows_B[-1]) + 1
         begin, end = (int(targets.inputs.offsets[row]) for row in (first, last))
         counts_B = torch.from_numpy(targets.inputs.lengths[first:last]).to(device)
@@ -109,7 +142,7 @@ def target_batches(
             torch.arange(len(rows_B), device=device), counts_B, output_size=end - begin
         )
         yield TargetBatch(
-            inputs.items_M[places_T].long(),
+            ids_T,
             packing,
             items_S[first:last],
             (seen_rows, inputs.items_M[begin:end].long()),

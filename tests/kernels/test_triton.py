@@ -26,7 +26,7 @@ from kernels import (
     sampled_cross_entropy,
 )
 from kernels.candidates import Candidates, Draws, draw
-from models.config import SASRecConfig
+from models.config import ModelConfig
 from models.packing import Packing
 
 pytest.importorskip("triton")
@@ -738,7 +738,7 @@ def test_a_model_learns_as_with_the_eager_backend(loss: str, device: torch.devic
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PARETOCUT_KERNELS", name)
             torch.manual_seed(1)
-            config = SASRecConfig(max_length=3, width=16, num_blocks=1, dropout=0.0)
+            config = ModelConfig(max_length=3, width=16, num_blocks=1, dropout=0.0)
             model = config.build(num_items).to(device)
             optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
             curve = []

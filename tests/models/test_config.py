@@ -1,13 +1,13 @@
 import pytest
 from pydantic import ValidationError
 
-from models import SASRecConfig
+from models import ModelConfig
 
 
 def test_heads_divide_the_width() -> None:
     with pytest.raises(ValidationError, match="width 64 is not a multiple of num_heads 3"):
-        SASRecConfig(width=64, num_heads=3)
-    assert SASRecConfig(width=66, num_heads=3).width == 66
+        ModelConfig(width=64, num_heads=3)
+    assert ModelConfig(width=66, num_heads=3).width == 66
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ def test_heads_divide_the_width() -> None:
 )
 def test_values_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValidationError, match=name):
-        SASRecConfig.model_validate({name: value})
+        ModelConfig.model_validate({name: value})
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValidationError, match="depth"):
-        SASRecConfig.model_validate({"depth": 2})
+        ModelConfig.model_validate({"depth": 2})
 
 
 def test_a_configuration_cannot_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        SASRecConfig().width = 8  # type: ignore[misc]
+        ModelConfig().width = 8  # type: ignore[misc]

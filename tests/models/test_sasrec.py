@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from kernels import full_cross_entropy
-from models import SASRecConfig
+from models import ModelConfig
 from models.blocks import rotate, rotations
 from models.packing import Packing
-from models.sasrec import SASRec
+from models.transformer import Transformer
 
 NUM_ITEMS = 30
 CPU = torch.device("cpu")
@@ -22,10 +22,10 @@ SWITCHES: list[dict[str, Any]] = [
 every_switch = pytest.mark.parametrize("switch", SWITCHES)
 
 
-def model(seed: int = 0, **settings: float | str) -> SASRec:
+def model(seed: int = 0, **settings: float | str) -> Transformer:
     torch.manual_seed(seed)
     defaults = {"max_length": 12, "width": 8, "num_blocks": 2, "num_heads": 2, "dropout": 0.0}
-    return SASRecConfig.model_validate(defaults | settings).build(NUM_ITEMS)
+    return ModelConfig.model_validate(defaults | settings).build(NUM_ITEMS)
 
 
 def sequences(batch: int = 3, length: int = 10, seed: int = 1) -> Tensor:
@@ -33,7 +33,7 @@ def sequences(batch: int = 3, length: int = 10, seed: int = 1) -> Tensor:
     return torch.randint(0, NUM_ITEMS, (batch, length), generator=generator)
 
 
-def states(sasrec: SASRec, ids_BL: Tensor) -> Tensor:
+def states(sasrec: Transformer, ids_BL: Tensor) -> Tensor:
     """Of sequences of one length."""
     packing = Packing([ids_BL.shape[1]] * len(ids_BL), CPU)
     states_BLD: Tensor = sasrec(ids_BL.flatten(), packing).unflatten(0, ids_BL.shape)
@@ -182,7 +182,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 def test_looked_up_items_and_first_logits_have_unit_variance() -> None:
     torch.manual_seed(0)
-    sasrec = SASRecConfig(width=64, num_heads=1, dropout=0).build(5000)
+    sasrec = ModelConfig(width=64, num_heads=1, dropout=0).build(5000)
     assert float(sasrec.items(torch.arange(5000)).detach().std()) == pytest.approx(1, abs=0.02)
     states_D = states(sasrec, torch.arange(50)[None])[0, -1].detach()
     assert float((sasrec.items.weight.detach() @ states_D).std()) == pytest.approx(1, abs=0.1)

@@ -26,9 +26,13 @@ def config(**settings: object) -> TrialConfig:
     return TrialConfig.from_flat(small | fast | {"max_epochs": 12} | settings)
 
 
+@pytest.mark.parametrize("architecture", ["sasrec", "bert4rec"])
 @pytest.mark.parametrize("loss", ["cce", "cce-"])
-def test_a_pattern_is_learned(loss: str, cycle: PreparedData, make_context: MakeContext) -> None:
-    result = SequentialObjective(cycle, CPU)(config(loss=loss), make_context())
+def test_a_pattern_is_learned(
+    loss: str, architecture: str, cycle: PreparedData, make_context: MakeContext
+) -> None:
+    settings = config(loss=loss, architecture=architecture, max_epochs=30, patience=30)
+    result = SequentialObjective(cycle, CPU)(settings, make_context())
     assert result.quality > 0.95
     assert result.metrics["test/ndcg_at_10"] > 0.95
     assert result.metrics["test/hit_rate_at_1"] > 0.9

@@ -68,7 +68,7 @@ def test_states_and_targets_are_shuffled_together(cycle: PreparedData) -> None:
     expected = {
         (tuple(state.tolist()), target)
         for state, target in zip(
-            trainer.model(batch.ids_T, batch.packing), batch.targets_T.tolist(), strict=True
+            trainer.model(batch.ids_T, batch.packing), batch.targets_N.tolist(), strict=True
         )
     }
     given: list[tuple[Tensor, Tensor]] = []
@@ -82,7 +82,7 @@ def test_states_and_targets_are_shuffled_together(cycle: PreparedData) -> None:
     ((states_ND, targets_N),) = given
     found = zip(states_ND.tolist(), targets_N.tolist(), strict=True)
     assert {(tuple(state), target) for state, target in found} == expected
-    assert not torch.equal(targets_N, batch.targets_T)
+    assert not torch.equal(targets_N, batch.targets_N)
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_rows(
@@ -145,7 +145,7 @@ def test_the_largest_batch_is_that_of_the_longest_sequences(
     data = replace(cycle, train=sequences_of([[1, 2], [3, 4, 5, 6, 7, 8, 9], [1, 2, 3], [9, 8]]))
     (batch,) = make_trainer(data, batch_size=2).largest_batch()
     assert batch.packing.offsets_B1.tolist() == [0, 5, 7]
-    assert batch.targets_T.tolist() == [5, 6, 7, 8, 9, 2, 3]
+    assert batch.targets_N.tolist() == [5, 6, 7, 8, 9, 2, 3]
 
 
 def test_a_batch_in_parts_makes_the_same_step(cycle: PreparedData) -> None:
@@ -224,7 +224,9 @@ def test_the_encoder_gives_the_state_behind_the_last_item(
     cycle: PreparedData, targets_of: Callable[[Lists], Targets]
 ) -> None:
     trainer = make_trainer(cycle, dropout=0.5)
-    (batch,) = target_batches(targets_of([[1, 2, 3], [4, 5], [6, 7, 8, 9, 1]]), 3, 5, CPU)
+    (batch,) = target_batches(
+        targets_of([[1, 2, 3], [4, 5], [6, 7, 8, 9, 1]]), 3, 5, CPU, masked=False
+    )
     states_BD = trainer.encoder()(batch)
     assert not states_BD.requires_grad
     for row, history in enumerate(([1, 2], [4], [6, 7, 8, 9])):
