@@ -47,6 +47,11 @@ class Transformer(nn.Module):
         """The table that states are compared with: that of the inputs, unless it is separate."""
         return self.items if self._outputs is None else self._outputs
 
+    @property
+    def tables(self) -> list[ItemTable]:
+        """The tables of items, each once."""
+        return [self.items] if self._outputs is None else [self.items, self._outputs]
+
     def look_up(self, ids_T: Tensor) -> Tensor:
         """Vectors of the items [T, D]."""
         vectors_TD: Tensor = self.items(ids_T)

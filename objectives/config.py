@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.config import ModelConfig
 
@@ -76,6 +76,11 @@ class TrainingConfig(BaseModel):
     clip_norm: float = Field(
         0.0, ge=0, description="longer gradients are scaled down to this norm; 0: none is"
     )
+    table_updates: Literal["dense", "rows"] = Field(
+        "dense",
+        description="a step moves the whole item table, or the rows alone that it touches, which "
+        "have one second moment each (cce-)",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW decay of the blocks' matrices")
     max_epochs: int = Field(15, ge=1, description="passes over the training sequences at most")
     patience: int = Field(
@@ -91,6 +96,12 @@ class TrialConfig(BaseModel):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _rows_are_touched(self) -> Self:
+        if self.training.table_updates == "rows" and self.loss.loss == "cce":
+            raise ValueError("table_updates rows needs loss cce-: cce touches every row")
+        return self
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Self:

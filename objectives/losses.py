@@ -14,8 +14,14 @@ Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """loss(states_ND, table_VD, targets_N, step): the mean over the rows, which are shuffled."""
 
 
-def build_loss(config: LossConfig, seed: int) -> Loss:
-    """The loss that the configuration names; its negatives are drawn anew for every step."""
+def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> Loss:
+    """The loss that the configuration names; its negatives are drawn anew for every step.
+
+    Args:
+        config: The loss.
+        seed: Seeds the negatives.
+        table_gradient: See `kernels.sampled_cross_entropy`; that of the whole catalogue is dense.
+    """
     if config.loss == "cce":
         return lambda states_ND, table_VD, targets_N, step: full_cross_entropy(
             states_ND, table_VD, targets_N
@@ -24,7 +30,12 @@ def build_loss(config: LossConfig, seed: int) -> Loss:
     def sampled(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, step: int) -> Tensor:
         candidates = Uniform(config.negatives, seed=(seed & 0xFFFF_FFFF) << 32 | step)
         return sampled_cross_entropy(
-            states_ND, table_VD, targets_N, candidates, group_size=config.group_size
+            states_ND,
+            table_VD,
+            targets_N,
+            candidates,
+            group_size=config.group_size,
+            table_gradient=table_gradient,
         )
 
     return sampled

@@ -115,6 +115,10 @@ class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _track(self, tensor: Tensor) -> None:
+        if tensor.is_sparse:
+            self._track(tensor._indices())
+            self._track(tensor._values())
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         size = storage.nbytes()

@@ -129,7 +129,11 @@ class SequentialObjective:
         torch.manual_seed(seed)
         return Trainer(
             config.model.build(self.data.num_items).to(self.device),
-            build_loss(config.loss, seed),
+            build_loss(
+                config.loss,
+                seed,
+                "touched" if config.training.table_updates == "rows" else "dense",
+            ),
             DeviceSequences(self.data.train, self.device),
             config.training,
             seed,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.transformer import Transformer
 from objectives.config import TrainingConfig
@@ -23,6 +23,7 @@ from objectives.data.sequences import (
     shuffled_batches,
 )
 from objectives.losses import Loss
+from objectives.optimization import Optimization
 
 
 class NonFiniteLoss(Exception):
@@ -31,7 +32,7 @@ class NonFiniteLoss(Exception):
 
 @dataclass
 class Trainer:
-    """Trains a model on sequences: AdamW, bf16 autocast on CUDA.
+    """Trains a model on sequences; bf16 autocast on CUDA.
 
     Attributes:
         model: The model, on its device.
@@ -40,6 +41,7 @@ class Trainer:
         config: Optimizer and schedule.
         seed: Seeds the order of sequences and rows.
         step: Optimizer steps so far.
+        optimization: What makes a step.
     """
 
     model: Transformer
@@ -54,26 +56,9 @@ class Trainer:
         self._num_losses = 0
         self._order = torch.Generator().manual_seed(self.seed)
         self._rows = torch.Generator(self.device).manual_seed(self.seed)
-        # Decay pulls on what mixes features, not on the vectors of items, positions and norms.
-        matrices = {
-            id(parameter) for parameter in self.model.blocks.parameters() if parameter.ndim == 2
-        }
-        groups: list[list[nn.Parameter]] = [[], []]
-        for parameter in self.model.parameters():
-            groups[id(parameter) in matrices].append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": groups[0], "weight_decay": 0.0},
-                {"params": groups[1], "weight_decay": self.config.weight_decay},
-            ],
-            lr=self.config.learning_rate,
-            fused=True,
-        )
         steps_per_epoch = math.ceil(len(self.sequences) / self.config.batch_size)
         num_steps = self.config.max_epochs * steps_per_epoch
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _share_of_rate(self.config, step, num_steps)
-        )
+        self.optimization = Optimization(self.model, self.config, num_steps)
 
     def train_epoch(self) -> float:
         """One pass over the sequences.
@@ -111,11 +96,7 @@ class Trainer:
             loss = self._mean_loss(part) * (len(part.targets_N) / num_rows)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self._schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimization.step()
         self.step += 1
         return total
 
@@ -147,8 +128,7 @@ class Trainer:
         """All that the next epoch depends on, as `torch.save` takes it."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self._schedule.state_dict(),
+            "optimization": self.optimization.state_dict(),
             "step": self.step,
             "num_losses": self._num_losses,
             "generators": [generator.get_state() for generator in self._generators()],
@@ -157,8 +137,7 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to where `state_dict` was called."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        self.optimization.load_state_dict(state["optimization"])
         self.step, self._num_losses = state["step"], state["num_losses"]
         for generator, known in zip(self._generators(), state["generators"], strict=True):
             generator.set_state(known)
@@ -189,14 +168,3 @@ class Trainer:
 
 def _num_rows(parts: list[TrainingBatch]) -> int:
     return sum(len(part.targets_N) for part in parts)
-
-
-def _share_of_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
-    """What part of the highest learning rate a step has; the first is step 0."""
-    warmup = config.warmup * num_steps
-    if step + 1 < warmup:
-        return (step + 1) / warmup
-    if config.schedule == "constant":
-        return 1.0
-    fallen = max(0.0, step - warmup) / (num_steps - warmup)
-    return 0.5 + 0.5 * math.cos(math.pi * fallen)

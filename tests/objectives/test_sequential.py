@@ -140,7 +140,9 @@ class Killed(Exception):
     """Stands in for a process that is gone."""
 
 
+@pytest.mark.parametrize("table_updates", ["dense", "rows"])
 def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
+    table_updates: str,
     cycle: PreparedData,
     make_context: MakeContext,
     tmp_path: Path,
@@ -148,7 +150,13 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
 ) -> None:
     monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     settings = config(
-        max_epochs=8, patience=8, dropout=0.3, schedule="cosine", warmup=0.2, accumulation=2
+        max_epochs=8,
+        patience=8,
+        dropout=0.3,
+        schedule="cosine",
+        warmup=0.2,
+        accumulation=2,
+        table_updates=table_updates,
     )
 
     def run(path: Path | None, last: int = 99) -> tuple[Any, list[tuple[int, float]]]:
