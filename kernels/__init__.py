@@ -3,7 +3,7 @@
 from kernels.candidate_ce import sampled_cross_entropy
 from kernels.candidates import AliasTable, Explicit, InBatch, LogUniform, Popularity, Uniform
 from kernels.full_ce import full_cross_entropy
-from kernels.ranking import top_k
+from kernels.ranking import target_ranks, top_k
 from kernels.row_optimizers import RowWiseAdagrad, RowWiseAdam
 from kernels.row_updates import row_adagrad, row_adam
 
@@ -20,5 +20,6 @@ __all__ = [
     "row_adagrad",
     "row_adam",
     "sampled_cross_entropy",
+    "target_ranks",
     "top_k",
 ]

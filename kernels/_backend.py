@@ -25,7 +25,7 @@ def choose_backend(states_ND: Tensor, table_VD: Tensor) -> Backend:
         ValueError: The environment variable is unknown or forces Triton on inputs that it cannot
             work on, or the states are wider than Triton's kernels can be.
     """
-    forced = _forced_backend()
+    forced = forced_backend()
     device, dtypes = states_ND.device.type, (states_ND.dtype, table_VD.dtype)
     fits = dtypes[0] in _DTYPES and dtypes[1] in _DTYPES
     if forced == "eager" or (forced is None and not (fits and device == "cuda" and _is_there())):
@@ -54,7 +54,8 @@ def check_interpreter(device: torch.device) -> None:
         )
 
 
-def _forced_backend() -> Backend | None:
+def forced_backend() -> Backend | None:
+    """What the environment asks for, if anything."""
     match os.environ.get(_VARIABLE, ""):
         case "":
             return None
