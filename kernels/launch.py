@@ -98,7 +98,7 @@ def _table() -> dict[Key, Tiles]:
 
 
 def default_tiles(operand_bytes: int, block_d: int) -> Tiles:
-    """Tiles that fit in the 99 KiB of shared memory that any card since Ampere has."""
+    """Tiles that fit in 99 KiB of shared memory, the least of any card since Ampere."""
     half = operand_bytes < 4
     rows = 64 if half else 32
     warps = 4 if block_d <= 128 else 8

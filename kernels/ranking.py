@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from kernels import reference
+from kernels import reference_ranking
 from kernels._backend import check_interpreter, choose_backend, forced_backend
 from kernels._checks import check_count, kind
 
@@ -96,7 +96,7 @@ def top_k(
 def _backend(states_BD: Tensor, table_VD: Tensor) -> Iterator[ModuleType]:
     """The module that ranks, and the state of PyTorch that it ranks in."""
     device = states_BD.device
-    backend: ModuleType = reference
+    backend: ModuleType = reference_ranking
     # The kernels have not run on a card yet: they rank where they are asked for.
     if forced_backend() == "triton" and choose_backend(states_BD, table_VD) == "triton":
         check_interpreter(device)

@@ -3,6 +3,7 @@
 Shapes: V items, D width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -13,13 +14,14 @@ from torch.optim.optimizer import ParamsT
 from kernels.row_updates import check_adagrad, check_adam, row_adagrad, row_adam
 
 
-class _RowWise(torch.optim.Optimizer):
+class _RowWise(torch.optim.Optimizer, ABC):
     """What the optimizers do around the update of one table."""
 
+    @abstractmethod
     def _update(
         self, table_VD: Tensor, gradient: tuple[Tensor, Tensor], group: dict[str, Any]
     ) -> None:
-        raise NotImplementedError
+        """Updates a table by the items and rows of its gradient."""
 
     @overload
     def step(self, closure: None = None) -> None: ...

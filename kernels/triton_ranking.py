@@ -3,14 +3,14 @@
 Shapes: B rows, V items, D width, P seen pairs, S item groups.
 
 A sort key is an int64 that sorts by score and then, lower first, by item id, as in
-`reference.top_k`. A seen pair is its row * V + its item, or -1 where there is none; pairs are
-sorted.
+`reference_ranking.top_k`. A seen pair is its row * V + its item, or -1 where there is none; pairs
+are sorted.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.triton_softmax import load_rows, scores
+from kernels.triton_tiles import load_rows, scores
 
 ABSENT_KEY = tl.constexpr(((-0x7F80_0001) << 32) | 0xFFFF_FFFF)
 """The key of -inf for item 0; that of every score that may be listed lies above."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import reference, triton_ranking
+from kernels import reference, reference_ranking, triton_ranking
 from kernels.launch import Tile, cdiv, for_group, launch_config, next_power_of_2
 from kernels.reference import Problem
 
@@ -110,12 +110,12 @@ def top_k(
                 cut, states_BD[rows], table_VD, bounds_b, capacity, kept_B[rows],
                 pairs_P, starts_b1, first,
             )  # fmt: skip
-        ids_Bk[rows] = reference.ids_of_keys(keys_bS.topk(places, dim=1).values, k)
+        ids_Bk[rows] = reference_ranking.ids_of_keys(keys_bS.topk(places, dim=1).values, k)
     if not one_pass:
         full_F = (kept_B > capacity).nonzero()[:, 0]
         if len(full_F):
             seen_of_full = None if seen is None else _seen_of(seen, full_F, num_rows)
-            ids_Bk[full_F] = reference.top_k(states_BD[full_F], table_VD, k, seen_of_full)
+            ids_Bk[full_F] = reference_ranking.top_k(states_BD[full_F], table_VD, k, seen_of_full)
     return ids_Bk
 
 
@@ -197,7 +197,7 @@ def _collect(
         first_row: Row of the pairs that the first of these rows is.
     """
     num_rows, num_items = states_bD.shape[0], table_VD.shape[0]
-    keys_bC = bounds_b.new_full((num_rows, capacity), reference.LAST_ABSENT_KEY)
+    keys_bC = bounds_b.new_full((num_rows, capacity), reference_ranking.LAST_ABSENT_KEY)
     found, num_found_b = keys_bC, kept_b
     if pairs_P is not None:
         found = bounds_b.new_empty(keys_bC.numel() + len(pairs_P))

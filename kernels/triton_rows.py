@@ -12,14 +12,8 @@ import triton
 import triton.language as tl
 
 from kernels.triton_common import LOG2_E, LOWEST, destination, random_candidate
-from kernels.triton_softmax import (
-    finish_rows,
-    load_rows,
-    load_scale,
-    load_weight,
-    target_gradient,
-    target_logits,
-)
+from kernels.triton_softmax import finish_rows, target_logits
+from kernels.triton_tiles import load_rows, load_scale, load_weight, target_gradient
 
 _RAGGED = ["seed", "num_rows", "num_candidates", "num_items"]
 

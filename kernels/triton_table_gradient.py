@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton_common import LOG2_E, destination, dot
-from kernels.triton_softmax import (
+from kernels.triton_tiles import (
     candidate_bias,
     load_items,
     load_rows,

@@ -27,5 +27,6 @@ class BERT4Rec(Transformer):
 
     def look_up(self, ids_T: Tensor) -> Tensor:
         """Vectors of the items, of the mask where an id is `MASK` [T, D]."""
-        vectors_TD = super().look_up(ids_T.clamp(min=0))
+        # In the mask's place an item of the batch is looked up, so that no other row is touched.
+        vectors_TD = super().look_up(ids_T.where(ids_T != MASK, ids_T.max().clamp(min=0)))
         return torch.where((ids_T == MASK)[:, None], self.mask_D, vectors_TD)

@@ -87,6 +87,11 @@ class TrainingConfig(BaseModel):
         3, ge=1, description="epochs without a better validation NDCG@10 before stopping"
     )
 
+    @property
+    def table_gradient(self) -> str:
+        """The form of the tables' gradient that their updates ask for, as the losses name it."""
+        return "touched" if self.table_updates == "rows" else "dense"
+
 
 class TrialConfig(BaseModel):
     """Everything a trial may vary. Each part belongs to its component; no name occurs twice."""

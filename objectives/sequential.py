@@ -129,11 +129,7 @@ class SequentialObjective:
         torch.manual_seed(seed)
         return Trainer(
             config.model.build(self.data.num_items).to(self.device),
-            build_loss(
-                config.loss,
-                seed,
-                "touched" if config.training.table_updates == "rows" else "dense",
-            ),
+            build_loss(config.loss, seed, config.training.table_gradient),
             DeviceSequences(self.data.train, self.device),
             config.training,
             seed,

@@ -152,6 +152,9 @@ class Worker:
         seed = trial.user_attrs.get("seed", self.seed + number)
         trial.set_user_attr("seed", seed)
         checkpoint = self.folder / f"trial-{trial.user_attrs.get('first_try', number)}.pt"
+        if "first_try" not in trial.user_attrs:
+            # That of a study of the same name, since deleted.
+            checkpoint.unlink(missing_ok=True)
         begin = time.perf_counter()
         result: dict[str, Any] = {"tags": {**self.tags, "seed": str(seed)}}
         values: tuple[float, float] | None = None

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import reference, target_ranks, top_k
+from kernels import reference, reference_ranking, target_ranks, top_k
 from objectives.memory import measured_memory
 
 Pairs = list[tuple[int, int]]
@@ -143,11 +143,12 @@ def test_backends_agree_where_scores_are_exact(
     seen = (rows_P.to(device), ids_P.to(device)) if num_pairs else None
     with ranking_on("triton"):
         assert torch.equal(
-            top_k(states_BD, table_VD, k, seen), reference.top_k(states_BD, table_VD, k, seen)
+            top_k(states_BD, table_VD, k, seen),
+            reference_ranking.top_k(states_BD, table_VD, k, seen),
         )
         assert torch.equal(
             target_ranks(states_BD, table_VD, targets_B, seen),
-            reference.target_ranks(states_BD, table_VD, targets_B, seen),
+            reference_ranking.target_ranks(states_BD, table_VD, targets_B, seen),
         )
 
 
@@ -321,13 +322,13 @@ def test_the_peak_does_not_grow_with_the_catalogue(backend: str, device: torch.d
 def reranked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of rows that the eager backend has ranked."""
     calls: list[int] = []
-    plain = reference.top_k
+    plain = reference_ranking.top_k
 
     def spy(states_BD: Tensor, *rest: Any) -> Tensor:
         calls.append(len(states_BD))
         return plain(states_BD, *rest)
 
-    monkeypatch.setattr(reference, "top_k", spy)
+    monkeypatch.setattr(reference_ranking, "top_k", spy)
     return calls
 
 
@@ -366,10 +367,10 @@ def test_passes_over_the_rows_change_nothing(
     generator = torch.Generator().manual_seed(6)
     states_BD = integers(generator, 7, 20).to(device)
     table_VD = integers(generator, 300, 20).to(device)
-    best_B = reference.top_k(states_BD, table_VD, 1, None)[:, 0]
+    best_B = reference_ranking.top_k(states_BD, table_VD, 1, None)[:, 0]
     rows_B = torch.arange(7, device=device)
     seen = (rows_B, best_B) if with_seen else None
-    expected = reference.top_k(states_BD, table_VD, 2, seen)
+    expected = reference_ranking.top_k(states_BD, table_VD, 2, seen)
     reranked.clear()
     # Three rows of 256 places.
     with ranking_on("triton", tile_elements=3 * 256):
@@ -383,7 +384,7 @@ def test_ids_that_nobody_checked_have_the_last_rank(backend: str, device: torch.
     pytest.importorskip("triton")
     from kernels import triton_ranking_launch
 
-    module: Any = reference if backend == "eager" else triton_ranking_launch
+    module: Any = reference_ranking if backend == "eager" else triton_ranking_launch
     states_BD, table_VD = torch.ones(3, 2, device=device), torch.ones(5, 2, device=device)
     seen = as_tensors([(0, 5), (0, -1), (3, 0), (-1, 1), (2, 0)], device)
     targets_B = torch.tensor([5, -1, 4], device=device)

@@ -62,6 +62,14 @@ def test_the_mask_is_no_item() -> None:
     assert torch.equal(vectors_TD[1], bert.mask_D)
 
 
+def test_a_mask_touches_no_row_of_the_table() -> None:
+    bert = model()
+    bert.items.sparse_gradient = True
+    bert.look_up(torch.tensor([3, MASK, 5])).sum().backward()  # type: ignore[no-untyped-call]
+    assert bert.items.weight.grad is not None
+    assert bert.items.weight.grad.coalesce().indices().tolist() == [[3, 5]]
+
+
 def test_gradients_reach_every_parameter() -> None:
     bert = model()
     (states_TD,) = states(bert, [*range(11), MASK])

@@ -136,19 +136,23 @@ def test_training_stops_early_and_returns_to_the_best_weights(
     )
 
 
+@pytest.fixture
+def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+
+
 class Killed(Exception):
     """Stands in for a process that is gone."""
 
 
+@pytest.mark.usefixtures("every_epoch_is_saved")
 @pytest.mark.parametrize("table_updates", ["dense", "rows"])
 def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     table_updates: str,
     cycle: PreparedData,
     make_context: MakeContext,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     settings = config(
         max_epochs=8,
         patience=8,
@@ -186,13 +190,13 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     assert [file.name for file in path.parent.iterdir()] == ["0.pt"]
 
 
+@pytest.mark.usefixtures("every_epoch_is_saved")
 def test_what_is_trained_after_a_checkpoint_is_not_trained_twice(
     cycle: PreparedData,
     make_context: MakeContext,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     epochs: list[int] = []
     original = Trainer.train_epoch
 
@@ -209,13 +213,12 @@ def test_what_is_trained_after_a_checkpoint_is_not_trained_twice(
     assert again.peak_memory == first.peak_memory
 
 
+@pytest.mark.usefixtures("every_epoch_is_saved")
 def test_a_checkpoint_of_another_training_is_refused(
     cycle: PreparedData,
     make_context: MakeContext,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
     path = tmp_path / "0.pt"
     objective = SequentialObjective(cycle, CPU)
     objective(config(max_epochs=1), make_context(checkpoint=path))

@@ -28,9 +28,7 @@ def make_trainer(data: PreparedData, seed: int = 0, **settings: object) -> Train
     torch.manual_seed(seed)
     return Trainer(
         config.model.build(data.num_items),
-        build_loss(
-            config.loss, seed, "touched" if config.training.table_updates == "rows" else "dense"
-        ),
+        build_loss(config.loss, seed, config.training.table_gradient),
         DeviceSequences(data.train, CPU),
         config.training,
         seed,

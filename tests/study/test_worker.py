@@ -146,6 +146,21 @@ def test_a_trial_goes_on_from_its_checkpoint_and_leaves_none(
     assert list(worker.folder.iterdir()) == []
 
 
+def test_a_checkpoint_of_a_study_that_is_gone_is_none(build_worker: BuildWorker) -> None:
+    found: list[bool] = []
+
+    def look(config: TrialConfig, context: TrialContext) -> TrialResult:
+        assert context.checkpoint is not None
+        found.append(context.checkpoint.exists())
+        return succeed(config, context)
+
+    worker = build_worker(look)
+    worker.folder.mkdir()
+    (worker.folder / "trial-0.pt").touch()
+    worker.run(1)
+    assert found == [False]
+
+
 def test_a_trial_that_is_given_up_leaves_no_checkpoint(build_worker: BuildWorker) -> None:
     def broken(config: TrialConfig, context: TrialContext) -> TrialResult:
         assert context.checkpoint is not None
