@@ -9,11 +9,12 @@ from kernels.reference import Problem
 SCHEMA = (
     "Tensor states_ND, Tensor table_VD, Tensor targets_N, Tensor? bias_V, Tensor? logit_scale, "
     "Tensor? ids_GK, Tensor? alias_V2, Tensor? log_q_V, Tensor? log_weight_GK, "
+    "Tensor? seed_offset, "
     "SymInt? num_candidates, SymInt seed, SymInt group_size, str correction, "
     "bool corrected_value, SymInt ignore_index, bool deterministic, ScalarType operand_dtype"
 )
-NUM_TENSORS = 9
-NUM_ARGUMENTS = 17
+NUM_TENSORS = 10
+NUM_ARGUMENTS = 18
 LEAVES = (0, 1, 3, 4)
 """Arguments that may need a gradient: states, table, bias and logit scale."""
 Flat = tuple[Any, ...]
@@ -22,10 +23,16 @@ Flat = tuple[Any, ...]
 def flatten(problem: Problem) -> Flat:
     """The arguments; the seed is signed, for an operator has no other integers."""
     draws = problem.draws
-    lists: Flat = (None, None, None, None)
+    lists: Flat = (None, None, None, None, None)
     num_candidates, seed = None, 0
     if draws is not None:
-        lists = (draws.ids_GK, draws.alias_V2, draws.log_q_V, draws.log_weight_GK)
+        lists = (
+            draws.ids_GK,
+            draws.alias_V2,
+            draws.log_q_V,
+            draws.log_weight_GK,
+            draws.seed_offset,
+        )
         num_candidates, seed = draws.num_candidates, draws.seed
         # The same bits as a signed integer.
         if seed >= 1 << 63:
@@ -51,10 +58,11 @@ def flatten(problem: Problem) -> Flat:
 def problem_of(flat: Flat) -> Problem:
     """The problem of flat arguments; its seed is signed, which both backends understand."""
     states_ND, table_VD, targets_N, bias_V, logit_scale = flat[:5]
-    ids_GK, alias_V2, log_q_V, log_weight_GK, num_candidates, seed, *options = flat[5:]
+    *lists, num_candidates, seed = flat[5:12]
+    options = flat[12:]
     draws = None
     if num_candidates is not None:
-        draws = Draws(num_candidates, seed, ids_GK, alias_V2, log_q_V, log_weight_GK)
+        draws = Draws(num_candidates, seed, *lists)
     group_size, correction, corrected_value, ignore_index, deterministic, operand_dtype = options
     return Problem(
         states_ND,

@@ -37,6 +37,7 @@ class Draws(NamedTuple):
         alias_V2: Alias table of the distribution, see `AliasTable`; None: uniform.
         log_q_V: float32 log-probability of each item; None: uniform or unknown.
         log_weight_GK: float32, added to the logits of the candidates.
+        seed_offset: int64 [1], added to the seed modulo 2^64 when candidates are drawn.
     """
 
     num_candidates: int
@@ -45,6 +46,12 @@ class Draws(NamedTuple):
     alias_V2: Tensor | None = None
     log_q_V: Tensor | None = None
     log_weight_GK: Tensor | None = None
+    seed_offset: Tensor | None = None
+
+    @property
+    def key(self) -> tuple[int, Tensor | None]:
+        """What the generator starts from."""
+        return self.seed, self.seed_offset
 
 
 def draw(
@@ -73,7 +80,11 @@ def draw(
     )
     counter_4GK[0] = torch.arange(draws.num_candidates, device=device)
     counter_4GK[1] = torch.arange(first_group, first_group + num_groups, device=device)[:, None]
-    high_GK, low_GK, coin_GK, _ = philox(draws.seed, counter_4GK)
+    seed: int | Tensor = draws.seed
+    if draws.seed_offset is not None:
+        # Signed, as the kernels have it: the sum wraps.
+        seed = draws.seed_offset + (seed - (1 << 64) if seed >= 1 << 63 else seed)
+    high_GK, low_GK, coin_GK, _ = philox(seed, counter_4GK)
     ids_GK: Tensor = (high_GK * num_items + (low_GK * num_items >> 32)) >> 32
     if draws.alias_V2 is None:
         return ids_GK
@@ -81,11 +92,11 @@ def draw(
     return torch.where(coin_GK < (threshold_GK & _MASK), ids_GK, alias_GK)
 
 
-def philox(seed: int, counter: Tensor) -> Tensor:
+def philox(seed: int | Tensor, counter: Tensor) -> Tensor:
     """Philox 4x32-10: four random 32-bit words for each counter.
 
     Args:
-        seed: The 64-bit key.
+        seed: The 64-bit key, a number or int64 [1].
         counter: Four 32-bit words each, int64 [4, ...] holding [0, 2^32).
 
     Returns:
@@ -186,21 +197,26 @@ class Uniform:
     Attributes:
         num_candidates: K, the candidates of each group.
         seed: 64-bit key, unsigned; a new one for every training step.
+        seed_offset: int64 [1] on the device of the targets, which the device adds to the seed: a
+            captured CUDA graph draws anew in every replay if it is increased between them. It must
+            not change between a call and its backward pass.
 
     Source: CCE- (arXiv 2509.09682).
     """
 
     num_candidates: int
     seed: int
+    seed_offset: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        _check_sampler(self.num_candidates, self.seed)
+        _check_sampler(self.num_candidates, self.seed, self.seed_offset)
 
     def draws(
         self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
     ) -> tuple[Draws, int]:
         """The candidates of one call, and the size of its groups."""
-        return Draws(self.num_candidates, self.seed), group_size
+        _check_offset(self.seed_offset, targets_N.device)
+        return Draws(self.num_candidates, self.seed, seed_offset=self.seed_offset), group_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +228,7 @@ class Popularity:
         seed: 64-bit key, unsigned; a new one for every training step.
         table: `AliasTable.from_weights` of the weights, usually the items' counts in the training
             data or a power of them; built once, on the device of the targets.
+        seed_offset: As that of `Uniform`.
 
     Source: word2vec (arXiv 1310.4546, section 2.2), counts to the power 3/4.
     """
@@ -219,9 +236,10 @@ class Popularity:
     num_candidates: int
     seed: int
     table: AliasTable
+    seed_offset: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _check_sampler(self.num_candidates, self.seed)
+        _check_sampler(self.num_candidates, self.seed, self.seed_offset)
 
     def draws(
         self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
@@ -229,7 +247,14 @@ class Popularity:
         """The candidates of one call, and the size of its groups."""
         alias_V2, log_q_V = self.table.alias_V2, self.table.log_q_V
         _check_items("table", log_q_V, num_items, targets_N.device)
-        draws = Draws(self.num_candidates, self.seed, alias_V2=alias_V2, log_q_V=log_q_V)
+        _check_offset(self.seed_offset, targets_N.device)
+        draws = Draws(
+            self.num_candidates,
+            self.seed,
+            alias_V2=alias_V2,
+            log_q_V=log_q_V,
+            seed_offset=self.seed_offset,
+        )
         return draws, group_size
 
 
@@ -325,11 +350,18 @@ class Explicit:
 Candidates = Uniform | LogUniform | Popularity | InBatch | Explicit
 
 
-def _check_sampler(num_candidates: int, seed: int) -> None:
+def _check_sampler(num_candidates: int, seed: int, seed_offset: Tensor | None) -> None:
     if num_candidates < 1:
         raise ValueError(f"num_candidates must be at least 1, not {num_candidates}")
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2^64), not be {seed}")
+    if seed_offset is not None and (seed_offset.shape != (1,) or seed_offset.dtype != torch.int64):
+        raise ValueError(f"seed_offset must be int64 of shape [1], not {kind(seed_offset)}")
+
+
+def _check_offset(seed_offset: Tensor | None, device: torch.device) -> None:
+    if seed_offset is not None:
+        _check_device("seed_offset", seed_offset, device)
 
 
 def _check_weights(name: str, weights_V: Tensor) -> None:

@@ -28,8 +28,10 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def random_candidate(seed, group, slot, num_items, alias):
+def random_candidate(seed, offset, group, slot, num_items, alias):
     """Item of a slot, as `candidates.draw` has it; alias is [V, 2] or None."""
+    if offset is not None:
+        seed += tl.load(offset)
     counter = slot.to(tl.uint32)
     zero = counter * 0
     high, low, choice, _ = tl.philox(

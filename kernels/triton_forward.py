@@ -52,7 +52,7 @@ def forward(
 
 def _write_lists(problem: Problem, cut: Plan, saved: Saved) -> None:
     assert problem.draws is not None
-    arguments = (problem.draws.alias_V2, problem.draws.seed)
+    arguments = (problem.draws.alias_V2, *problem.draws.key)
     block = min(1024, next_power_of_2(cut.num_candidates))
     owner_V = None
     if cut.claims:
@@ -92,7 +92,7 @@ def _forward_by_row(
         problem.logit_scale,
         log_q_of(problem),
         *outputs,
-        problem.draws.seed,
+        *problem.draws.key,
         cut.num_rows,
         cut.num_items,
         cut.num_candidates,

@@ -14,6 +14,7 @@ def claim_items(
     owner,
     alias,
     seed: tl.int64,
+    offset,
     num_items: tl.int32,
     num_candidates: tl.int32,
     BLOCK: tl.constexpr,
@@ -22,7 +23,7 @@ def claim_items(
     group = tl.program_id(0)
     slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     drawn = slot < num_candidates
-    item = random_candidate(seed, group, slot, num_items, alias)
+    item = random_candidate(seed, offset, group, slot, num_items, alias)
     tl.atomic_min(owner + item, group * num_candidates + slot, mask=drawn, sem="relaxed")
 
 
@@ -33,6 +34,7 @@ def write_lists(
     owner,
     alias,
     seed: tl.int64,
+    offset,
     first_group: tl.int32,
     num_items: tl.int32,
     num_candidates: tl.int32,
@@ -50,7 +52,7 @@ def write_lists(
     for begin in range(0, num_candidates, BLOCK):
         slot = begin + tl.arange(0, BLOCK)
         drawn = slot < num_candidates
-        item = random_candidate(seed, group, slot, num_items, alias)
+        item = random_candidate(seed, offset, group, slot, num_items, alias)
         if owner is None:
             place = slot
         else:
@@ -100,6 +102,7 @@ def mark_drawn(
     touched,
     alias,
     seed: tl.int64,
+    offset,
     num_items: tl.int32,
     num_candidates: tl.int32,
     BLOCK: tl.constexpr,
@@ -107,7 +110,7 @@ def mark_drawn(
     """Adds the candidates of every group to the set."""
     group = tl.program_id(0)
     slot = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    item = random_candidate(seed, group, slot, num_items, alias)
+    item = random_candidate(seed, offset, group, slot, num_items, alias)
     add_to_set(touched, item, slot < num_candidates)
 
 

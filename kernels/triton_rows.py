@@ -19,10 +19,10 @@ _RAGGED = ["seed", "num_rows", "num_candidates", "num_items"]
 
 
 @triton.jit
-def row_candidates(lists, seed, row, slot, num_items, num_candidates, inside, alias):
+def row_candidates(lists, seed, offset, row, slot, num_items, num_candidates, inside, alias):
     """Items of some slots of a row, -1 where there is no candidate."""
     if lists is None:
-        return tl.where(inside, random_candidate(seed, row, slot, num_items, alias), -1)
+        return tl.where(inside, random_candidate(seed, offset, row, slot, num_items, alias), -1)
     else:
         place = lists + row.to(tl.int64) * num_candidates + slot
         return tl.load(place, mask=inside, other=-1).to(tl.int32)
@@ -32,7 +32,7 @@ def row_candidates(lists, seed, row, slot, num_items, num_candidates, inside, al
 def row_forward(
     states, table, targets, lists, alias, bias, scale, log_q, loss, lse, shift,
     target_error, gradient, faults,
-    seed: tl.int64, num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32,
+    seed: tl.int64, offset, num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32,
     states_stride: tl.int64, table_stride: tl.int64, ignore_index: tl.int64,
     D: tl.constexpr, CORRECTION: tl.constexpr, CORRECTED_VALUE: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -51,7 +51,9 @@ def row_forward(
     for begin in range(0, num_candidates, BLOCK_K):
         slot = begin + tl.arange(0, BLOCK_K)
         inside = slot < num_candidates
-        item = row_candidates(lists, seed, row, slot, num_items, num_candidates, inside, alias)
+        item = row_candidates(
+            lists, seed, offset, row, slot, num_items, num_candidates, inside, alias
+        )
         present = (item >= 0) & (item != target)
         c = load_rows(table, item, table_stride, present, 0, D, BLOCK_D, DTYPE).to(tl.float32)
         z = tl.sum(c * e, 1) * slope
@@ -81,9 +83,9 @@ def row_forward(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def count_entries(
-    counts, targets, lists, alias, touched, rank, seed: tl.int64, first_row: tl.int32,
-    num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32, ignore_index: tl.int64,
-    BLOCK: tl.constexpr,
+    counts, targets, lists, alias, touched, rank, seed: tl.int64, offset,
+    first_row: tl.int32, num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32,
+    ignore_index: tl.int64, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """counts[bin] += candidates and targets of that item, for rows first_row .. num_rows.
 
@@ -94,7 +96,7 @@ def count_entries(
     target = tl.load(targets + row)
     known = (target != ignore_index) & (target >= 0) & (target < num_items)
     inside = slot < num_candidates
-    item = row_candidates(lists, seed, row, slot, num_items, num_candidates, inside, alias)
+    item = row_candidates(lists, seed, offset, row, slot, num_items, num_candidates, inside, alias)
     item = tl.where(slot == num_candidates, target.to(tl.int32), item)
     mask = known & (item >= 0) & ((item != target) | (slot == num_candidates))
     tl.atomic_add(counts + destination(item, touched, rank, mask), 1, mask=mask, sem="relaxed")
@@ -102,9 +104,9 @@ def count_entries(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def sort_entries(
-    entries, cursor, targets, lists, alias, touched, rank, seed: tl.int64, first_row: tl.int32,
-    num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32, ignore_index: tl.int64,
-    BLOCK: tl.constexpr,
+    entries, cursor, targets, lists, alias, touched, rank, seed: tl.int64, offset,
+    first_row: tl.int32, num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32,
+    ignore_index: tl.int64, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Writes every entry of `count_entries` behind its bin's cursor, which moves to the bin's end.
 
@@ -115,7 +117,7 @@ def sort_entries(
     target = tl.load(targets + row)
     known = (target != ignore_index) & (target >= 0) & (target < num_items)
     inside = slot < num_candidates
-    item = row_candidates(lists, seed, row, slot, num_items, num_candidates, inside, alias)
+    item = row_candidates(lists, seed, offset, row, slot, num_items, num_candidates, inside, alias)
     is_target = slot == num_candidates
     item = tl.where(is_target, target.to(tl.int32), item)
     mask = known & (item >= 0) & ((item != target) | is_target)

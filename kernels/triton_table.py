@@ -57,7 +57,7 @@ def touched_items(problem: Problem, lists_GK: Tensor) -> Touched:
         triton_lists.mark_drawn[grid](
             set_W,
             problem.draws.alias_V2,
-            problem.draws.seed,
+            *problem.draws.key,
             num_items,
             num_candidates,
             BLOCK=block,

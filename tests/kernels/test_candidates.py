@@ -90,6 +90,22 @@ def test_the_draw_is_the_high_word_of_the_random_number_times_the_items() -> Non
         assert ids_GK[group, slot] == ((high << 32 | low) * num_items) >> 64
 
 
+@given(seed=st.integers(0, 2**64 - 1), offset=st.integers(-(2**63), 2**63 - 1))
+def test_an_offset_is_added_to_the_seed_modulo_2_to_the_64(seed: int, offset: int) -> None:
+    apart = Uniform(3, seed, torch.tensor([offset]))
+    assert torch.equal(drawn(apart, 2, 1000), draw((seed + offset) % 2**64, 2, 3, 1000))
+
+
+@pytest.mark.parametrize(
+    "offset", [torch.zeros(1, dtype=torch.int32), torch.zeros((), dtype=torch.int64)]
+)
+def test_an_offset_is_one_64_bit_integer(offset: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^seed_offset must be int64 of shape \[1\]"):
+        Uniform(3, 0, offset)
+    with pytest.raises(ValueError, match=r"^seed_offset must be int64 of shape \[1\]"):
+        LogUniform(3, 0, AliasTable.log_uniform(5), offset)
+
+
 @given(
     seed=st.integers(0, 2**64 - 1),
     first=st.integers(0, 2**31),

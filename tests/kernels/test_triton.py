@@ -88,6 +88,8 @@ class Case:
     deterministic: bool = False
     needs: tuple[bool, ...] = (True, True, True, True)
     seed: int = 7
+    seed_offset: int = 0
+    """Added to the seed, by the device."""
     autocast: bool = False
     """Float32 inputs, under autocast to the type."""
 
@@ -95,15 +97,16 @@ class Case:
         generator = torch.Generator().manual_seed(1)
         weights_V = torch.rand(self.num_items, generator=generator).square() + 1e-3
         device = targets_N.device
+        offset = torch.tensor([self.seed_offset], device=device) if self.seed_offset else None
         match self.sampler:
             case "uniform":
-                return Uniform(self.num_candidates, self.seed)
+                return Uniform(self.num_candidates, self.seed, offset)
             case "log-uniform":
                 table = AliasTable.log_uniform(self.num_items, device)
-                return LogUniform(self.num_candidates, self.seed, table)
+                return LogUniform(self.num_candidates, self.seed, table, offset)
             case "popularity":
                 table = AliasTable.from_weights(weights_V).to(device)
-                return Popularity(self.num_candidates, self.seed, table)
+                return Popularity(self.num_candidates, self.seed, table, offset)
             case "in-batch":
                 return InBatch()
             case "in-batch q":
@@ -561,6 +564,23 @@ def test_a_deterministic_gradient_repeats_bit_by_bit(case: Case, device: torch.d
         torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("sampler", ["uniform", "popularity"])
+@every_case({}, {"group_size": 1}, {"table_gradient": "touched"})
+def test_an_offset_on_the_device_is_added_to_the_seed(
+    case: Case, sampler: str, deterministic: bool, device: torch.device
+) -> None:
+    case = dataclasses.replace(case, sampler=sampler, deterministic=deterministic)
+    given = case.inputs(device)
+    apart = dataclasses.replace(case, seed=case.seed - 10, seed_offset=10)
+    apart = dataclasses.replace(apart, seed=apart.seed % (1 << 64))
+    expected, found = (values(each, each.loss, given) for each in (case, apart))
+    for theirs, ours in zip(expected, found, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(ours.to_dense(), theirs.to_dense())
+
+
 @every_case({}, {"sampler": "popularity"}, {"sampler": "in-batch"}, {"sampler": "lists"})
 def test_touched_rows_are_those_of_candidates_and_targets(
     case: Case, device: torch.device
@@ -719,6 +739,7 @@ def test_candidates_are_those_of_the_reference_bit_by_bit(
         None,
         alias_V2,
         seed - (1 << 64) if seed >> 63 else seed,
+        None,
         first_group,
         num_items,
         num_candidates,
