@@ -3,21 +3,54 @@
 Shapes: T tokens, D width, H heads, C width of a head, B sequences, L tokens of the longest.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
 from models.config import ModelConfig
 from models.packing import Packing
 
+Layer = Callable[[Tensor], Tensor]
+
 _ROTARY_BASE = 10_000.0
+_WIDEST_HEAD = 256
+"""Of flash attention."""
 
 
 def attend(qkv_T3HC: Tensor, packing: Packing, *, causal: bool) -> Tensor:
     """Attention of every token to its own sequence, [T, H, C].
 
-    Sequences start at position 0, so a causal mask alone keeps padding at the end out of sight.
+    Flash attention over packed sequences on a GPU; elsewhere, and for types or heads that it does
+    not know, its exact twin over padded ones.
     """
+    half = qkv_T3HC.dtype in (torch.bfloat16, torch.float16)
+    width = qkv_T3HC.shape[-1]
+    if qkv_T3HC.is_cuda and half and width % 8 == 0 and width <= _WIDEST_HEAD:
+        # Imported late: where there is no GPU, torch need not have it.
+        from torch.nn.attention.varlen import varlen_attn
+
+        query_THC, key_THC, value_THC = qkv_T3HC.unbind(1)
+        attended = varlen_attn(
+            query_THC,
+            key_THC,
+            value_THC,
+            packing.offsets_B1,
+            packing.offsets_B1,
+            packing.longest,
+            packing.longest,
+            window_size=(-1, 0 if causal else -1),
+        )
+        assert isinstance(attended, Tensor)
+        return attended
+    return _attend_padded(qkv_T3HC, packing, causal=causal)
+
+
+def _attend_padded(qkv_T3HC: Tensor, packing: Packing, *, causal: bool) -> Tensor:
+    """Sequences start at position 0, so a causal mask alone hides the padding behind them."""
     query, key, value = packing.pad(qkv_T3HC).permute(2, 0, 3, 1, 4)
     mask_B11L = None if causal else packing.is_token_BL[:, None, None]
     attended_BHLC = F.scaled_dot_product_attention(
@@ -52,7 +85,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = max(1, 8 * width // 3)
+        # Matrix units work on multiples of 8.
+        hidden = 8 * -(-width // 3)
         self.gate_and_up = nn.Linear(width, 2 * hidden)
         self.down = nn.Linear(hidden, width)
 
@@ -63,16 +97,24 @@ class SwiGLU(nn.Module):
         return output
 
 
+def _in_turn(first: Layer, second: Layer, states_TD: Tensor) -> Tensor:
+    return second(first(states_TD))
+
+
 class Block(nn.Module):
     """Self-attention, then a feed-forward layer.
 
     Dropout acts on what each of the two adds to the stream, not on attention weights or inside the
     feed-forward layer: those masks cost more memory and time than all others together.
+
+    Attributes:
+        recomputes: The backward pass computes the inside of both again, which is then not kept.
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool) -> None:
         super().__init__()
         self.causal = causal
+        self.recomputes = False
         width = config.width
         self.num_heads = config.num_heads
         self.dropout = config.dropout
@@ -102,10 +144,17 @@ class Block(nn.Module):
             (self.feed_forward_norm, self.feed_forward),
         ):
             if self.norms_first:
-                states_TD = states_TD + self._drop(layer(norm(states_TD)))
+                inside = self._inside(partial(_in_turn, norm, layer))
+                states_TD = states_TD + self._drop(inside(states_TD))
             else:
-                states_TD = norm(states_TD + self._drop(layer(states_TD)))
+                states_TD = norm(states_TD + self._drop(self._inside(layer)(states_TD)))
         return states_TD
+
+    def _inside(self, layer: Layer) -> Layer:
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return layer
+        # Nothing inside is random.
+        return partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
 
     def _drop(self, states_TD: Tensor) -> Tensor:
         return F.dropout(states_TD, self.dropout, self.training)

@@ -81,6 +81,16 @@ class TrainingConfig(BaseModel):
         description="a step moves the whole item table, or the rows alone that it touches, which "
         "have one second moment each (cce-)",
     )
+    activations: Literal["kept", "recomputed"] = Field(
+        "kept",
+        description="the inside of a layer is kept for the backward pass, or computed again, "
+        "which takes less memory and more time",
+    )
+    arithmetic: Literal["fast", "deterministic"] = Field(
+        "fast",
+        description="sums on a GPU are added in any order, or in a fixed one: slower, and equal "
+        "bit by bit on one kind of card",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW decay of the blocks' matrices")
     max_epochs: int = Field(15, ge=1, description="passes over the training sequences at most")
     patience: int = Field(

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from kernels import Uniform, full_cross_entropy, sampled_cross_entropy
 from objectives.config import LossConfig
+from objectives.data.batches import NO_TARGET
 
-Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""loss(states_ND, table_VD, targets_N, step): the mean over the rows, which are shuffled."""
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""loss(states_ND, table_VD, targets_N, step): the sum over the rows, which are shuffled, but those
+without a target; step is int64 [1] on the device."""
 
 
 def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> Loss:
@@ -24,17 +26,19 @@ def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> 
     """
     if config.loss == "cce":
         return lambda states_ND, table_VD, targets_N, step: full_cross_entropy(
-            states_ND, table_VD, targets_N
+            states_ND, table_VD, targets_N, reduction="sum", ignore_index=NO_TARGET
         )
 
-    def sampled(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, step: int) -> Tensor:
-        candidates = Uniform(config.negatives, seed=(seed & 0xFFFF_FFFF) << 32 | step)
+    def sampled(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, step: Tensor) -> Tensor:
+        candidates = Uniform(config.negatives, (seed & 0xFFFF_FFFF) << 32, step)
         return sampled_cross_entropy(
             states_ND,
             table_VD,
             targets_N,
             candidates,
             group_size=config.group_size,
+            ignore_index=NO_TARGET,
+            reduction="sum",
             table_gradient=table_gradient,
         )
 

@@ -13,7 +13,11 @@ from objectives.config import TrainingConfig
 
 
 class Optimization:
-    """AdamW and, where only the touched rows of the item tables move, row-wise Adam."""
+    """AdamW and, where only the touched rows of the item tables move, row-wise Adam.
+
+    Attributes:
+        learning_rate: That of the present step.
+    """
 
     def __init__(self, model: Transformer, config: TrainingConfig, num_steps: int) -> None:
         """Prepares for so many steps."""
@@ -31,45 +35,54 @@ class Optimization:
             {"params": matrices, "weight_decay": config.weight_decay},
         ]
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+            torch.optim.AdamW(
+                groups,
+                lr=self._as_kept(config.learning_rate),
+                fused=True,
+                capturable=self._parameters[0].is_cuda,
+            )
         ]
         if tables:
             self._optimizers.append(RowWiseAdam(tables, lr=config.learning_rate))
-        self._schedules = [
-            torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: _share_of_rate(config, step, num_steps)
-            )
-            for optimizer in self._optimizers
-        ]
+        self._num_steps = num_steps
+        self.learning_rate = config.learning_rate
 
-    def step(self) -> None:
-        """Moves the weights along their gradients, and drops these."""
+    def set_rate(self, step: int) -> None:
+        """Sets the learning rate of a step; the first is step 0."""
+        rate = self._config.learning_rate * _share_of_rate(self._config, step, self._num_steps)
+        if rate != self.learning_rate:
+            self.learning_rate = rate
+            for optimizer in self._optimizers:
+                for group in optimizer.param_groups:
+                    if isinstance(group["lr"], Tensor):
+                        group["lr"].fill_(rate)
+                    else:
+                        group["lr"] = rate
+
+    def _as_kept(self, rate: float) -> float | Tensor:
+        """A rate as AdamW keeps it: a captured step reads it on the device."""
+        device = self._parameters[0].device
+        return torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+    def step(self, *, keep_gradients: bool = False) -> None:
+        """Moves the weights along their gradients, and drops these, or keeps them as zeros."""
         if self._config.clip_norm:
             _clip(self._parameters, self._config.clip_norm)
-        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+        for optimizer in self._optimizers:
             optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    @property
-    def learning_rate(self) -> float:
-        """That of the next step."""
-        rate: float = self._optimizers[0].param_groups[0]["lr"]
-        return rate
+            optimizer.zero_grad(set_to_none=not keep_gradients)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on."""
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "schedules": [schedule.state_dict() for schedule in self._schedules],
-        }
+        """What the next step depends on, but its rate."""
+        return {"optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes back to where `state_dict` was called."""
         for optimizer, known in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(known)
-        for schedule, known in zip(self._schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(known)
+        self.learning_rate = float(self._optimizers[0].param_groups[0]["lr"])
+        for group in self._optimizers[0].param_groups:
+            group["lr"] = self._as_kept(self.learning_rate)
 
 
 def _clip(parameters: list[nn.Parameter], most: float) -> None:

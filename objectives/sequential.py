@@ -1,6 +1,8 @@
 """The objective of a real trial: train a sequential recommender, evaluate it, measure it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +49,17 @@ class _Progress:
         return max(int(earlier), memory.peak)
 
 
+@contextmanager
+def _arithmetic(config: TrainingConfig) -> Iterator[None]:
+    """Sums within the block are added in a fixed order, if the configuration asks for it."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(config.arithmetic == "deterministic")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 class SequentialObjective:
     """Trains on one data set on one device. Follows the contract of `objectives.trial`."""
 
@@ -64,7 +77,10 @@ class SequentialObjective:
         progress = _Progress() if known is None else _Progress(**known["progress"])
         for epoch, metrics in enumerate(progress.history, 1):
             context.report(epoch, metrics)
-        with measured_memory(self.device, context.memory_budget) as memory:
+        with (
+            _arithmetic(config.training),
+            measured_memory(self.device, context.memory_budget) as memory,
+        ):
             trainer = self._trainer(config, context.seed)
             if known is not None:
                 trainer.load_state_dict(known["trainer"])
@@ -122,7 +138,7 @@ class SequentialObjective:
         """
         with measured_memory(self.device, budget) as memory:
             trainer = self._trainer(config, seed=0)
-            trainer.train_step(trainer.largest_batch())
+            trainer.train_step(trainer.batches.largest())
         return memory.peak
 
     def _trainer(self, config: TrialConfig, seed: int) -> Trainer:

@@ -1,9 +1,8 @@
 """The training loop.
 
-Shapes: B sequences, T tokens of packed sequences, D width.
+Shapes: B sequences, T tokens of packed sequences, N rows of the loss, D width.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,16 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.blocks import Block
 from models.transformer import Transformer
+from objectives.capture import CapturedStep, GraphMemory, Step
 from objectives.config import TrainingConfig
-from objectives.data.sequences import (
-    DeviceSequences,
-    TargetBatch,
-    TrainingBatch,
-    masked_batch,
-    next_item_batch,
-    shuffled_batches,
-)
+from objectives.data.batches import NO_SHAPE, Plan, Shape, TrainingBatches
+from objectives.data.sequences import DeviceSequences, TargetBatch
 from objectives.losses import Loss
 from objectives.optimization import Optimization
 
@@ -32,16 +27,19 @@ class NonFiniteLoss(Exception):
 
 @dataclass
 class Trainer:
-    """Trains a model on sequences; bf16 autocast on CUDA.
+    """Trains a model on sequences; bf16 autocast and captured steps on CUDA.
+
+    Dropout and the order of rows are drawn from torch's own generator of the device.
 
     Attributes:
         model: The model, on its device.
         loss: The loss of a step.
-        sequences: Training sequences on the model's device.
+        sequences: Training sequences for the model's device.
         config: Optimizer and schedule.
-        seed: Seeds the order of sequences and rows.
+        seed: Seeds the order of sequences, and the masks.
         step: Optimizer steps so far.
         optimization: What makes a step.
+        batches: What it is made of.
     """
 
     model: Transformer
@@ -53,76 +51,96 @@ class Trainer:
     def __post_init__(self) -> None:
         self.device = self.model.items.weight.device
         self.step = 0
-        self._num_losses = 0
+        self._num_losses = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._order = torch.Generator().manual_seed(self.seed)
-        self._rows = torch.Generator(self.device).manual_seed(self.seed)
-        steps_per_epoch = math.ceil(len(self.sequences) / self.config.batch_size)
-        num_steps = self.config.max_epochs * steps_per_epoch
+        for block in self.model.modules():
+            if isinstance(block, Block):
+                block.recomputes = self.config.activations == "recomputed"
+        model = self.model.config
+        self.batches = TrainingBatches(
+            self.sequences,
+            batch_size=self.config.batch_size,
+            parts=self.config.accumulation,
+            max_length=model.max_length,
+            mask_share=None if self.model.causal else model.mask_share,
+            generator=self._order,
+            fixed_sizes=self.device.type == "cuda",
+        )
+        num_steps = self.config.max_epochs * len(self.batches)
         self.optimization = Optimization(self.model, self.config, num_steps)
+        self._whole: Step = self._whole_step
+        self._part: Step = self._add_gradients
+        self._update: Step = self._move
+        self._graphs = None
+        if self.device.type == "cuda":
+            self._graphs = GraphMemory(self.device)
+            self._whole, self._part, self._update = (
+                CapturedStep(step, self._graphs)
+                for step in (self._whole, self._part, self._update)
+            )
 
     def train_epoch(self) -> float:
         """One pass over the sequences.
 
         Returns:
-            The mean loss per row.
+            The mean loss of a prediction.
 
         Raises:
             NonFiniteLoss: The mean is not finite.
         """
         self.model.train()
         total = torch.zeros((), device=self.device)
-        rows = 0
-        for rows_of_parts in shuffled_batches(
-            len(self.sequences), self.config.batch_size, self.config.accumulation, self._order
-        ):
-            parts = [self._batch(rows_B) for rows_B in rows_of_parts]
-            rows_of_batch = _num_rows(parts)
-            total += self.train_step(parts) * rows_of_batch
-            rows += rows_of_batch
-        mean = float(total) / rows
+        num_predictions = 0
+        for parts in self.batches.epoch():
+            total += self.train_step(parts)
+            num_predictions += sum(part.num_predictions for part in parts)
+        mean = float(total) / max(1, num_predictions)
         if mean - mean != 0:
             raise NonFiniteLoss
         return mean
 
-    def train_step(self, parts: list[TrainingBatch]) -> Tensor:
+    def train_step(self, parts: list[Plan]) -> Tensor:
         """One optimizer step on a batch in parts.
 
         Returns:
-            The mean loss of the batch, detached.
+            The loss, summed over the batch's predictions.
         """
-        num_rows = max(1, _num_rows(parts))
+        self.optimization.set_rate(self.step)
+        self.step += 1
+        if self.config.accumulation == 1:
+            (part,) = parts
+            return self._whole(torch.from_numpy(part.numbers), part.shape)
         total = torch.zeros((), device=self.device)
         for part in parts:
-            loss = self._mean_loss(part) * (len(part.targets_N) / num_rows)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        self.optimization.step()
-        self.step += 1
+            total += self._part(torch.from_numpy(part.numbers), part.shape)
+        self._update(torch.zeros(0), NO_SHAPE)
         return total
 
-    def _mean_loss(self, batch: TrainingBatch) -> Tensor:
+    def _whole_step(self, numbers: Tensor, shape: Shape) -> Tensor:
+        total = self._add_gradients(numbers, shape)
+        self.optimization.step()
+        return total
+
+    def _move(self, numbers: Tensor, shape: Shape) -> Tensor:
+        self.optimization.step(keep_gradients=numbers.is_cuda)
+        return numbers
+
+    def _add_gradients(self, numbers: Tensor, shape: Shape) -> Tensor:
+        """Adds the gradients of a part to those of the mean loss; gives its summed loss."""
+        batch = self.batches.assemble(numbers, shape)
+        # Random order: neighbours of one sequence must not share their negatives.
+        order_N = torch.randperm(shape.num_rows, device=self.device)
         with self._autocast():
             states_TD = self.model(batch.ids_T, batch.packing)
-        # Random order: neighbours of one sequence must not share their negatives.
-        order_N = torch.randperm(len(batch.rows_N), device=self.device, generator=self._rows)
+            loss = self.loss(
+                states_TD.index_select(0, batch.rows_N[order_N]),
+                self.model.outputs.weight,
+                batch.targets_N[order_N],
+                self._num_losses,
+            )
+        (loss / batch.num_predictions.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
         self._num_losses += 1
-        return self.loss(
-            states_TD[batch.rows_N[order_N]],
-            self.model.outputs.weight,
-            batch.targets_N[order_N],
-            self._num_losses - 1,
-        )
-
-    def largest_batch(self) -> list[TrainingBatch]:
-        """The batch that takes most memory: that of the longest sequences."""
-        rows_B = self.sequences.lengths_S.argsort(descending=True)[: self.config.batch_size]
-        return [self._batch(part_B) for part_B in rows_B.chunk(self.config.accumulation)]
-
-    def _batch(self, rows_B: Tensor) -> TrainingBatch:
-        length, share = self.model.config.max_length, self.model.config.mask_share
-        if self.model.causal:
-            return next_item_batch(self.sequences, rows_B, length)
-        return masked_batch(self.sequences, rows_B, length, share, self._order)
+        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on, as `torch.save` takes it."""
@@ -135,36 +153,37 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to where `state_dict` was called."""
+        """Goes back to where `state_dict` was called, before the first step."""
         self.model.load_state_dict(state["model"])
         self.optimization.load_state_dict(state["optimization"])
-        self.step, self._num_losses = state["step"], state["num_losses"]
+        self.step = state["step"]
+        self._num_losses.copy_(state["num_losses"])
         for generator, known in zip(self._generators(), state["generators"], strict=True):
             generator.set_state(known)
 
     def _generators(self) -> list[torch.Generator]:
-        """Those of the order of sequences and rows, and torch's own, which dropout draws from."""
+        """That of the order of sequences, and torch's own of the device."""
         default = torch.default_generator
         if self.device.type == "cuda":
             default = torch.cuda.default_generators[self.device.index or 0]
-        return [self._order, self._rows, default]
+        return [self._order, default]
 
     def encoder(self) -> Callable[[TargetBatch], Tensor]:
         """The state behind each history's last item, in evaluation mode."""
         self.model.eval()
 
         def encode(batch: TargetBatch) -> Tensor:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._autocast(), self._memory():
                 states_TD: Tensor = self.model(batch.ids_T, batch.packing)
-            return states_TD[batch.packing.last_B]
+                return states_TD[batch.packing.last_B]
 
         return encode
+
+    def _memory(self) -> AbstractContextManager[object]:
+        """Memory that lies idle between steps."""
+        return nullcontext() if self._graphs is None else self._graphs.lent()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.device.type == "cuda":
             return torch.autocast("cuda", dtype=torch.bfloat16)
         return nullcontext()
-
-
-def _num_rows(parts: list[TrainingBatch]) -> int:
-    return sum(len(part.targets_N) for part in parts)

@@ -1,4 +1,4 @@
-"""Packed batches of sequences, assembled on the device.
+"""Sequences on the device, and packed batches of histories to evaluate.
 
 Shapes: M interactions, S sequences, B sequences of a batch, T tokens of a batch.
 """
@@ -12,23 +12,6 @@ from torch import Tensor
 from models.bert4rec import MASK
 from models.packing import Packing
 from objectives.data.prepare import Sequences, Targets
-
-
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Items to predict.
-
-    Attributes:
-        ids_T: Item ids, int64, or the mask's.
-        packing: Where their sequences lie.
-        rows_N: The tokens that predict, in ascending order.
-        targets_N: What they are to predict.
-    """
-
-    ids_T: Tensor
-    packing: Packing
-    rows_N: Tensor
-    targets_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,11 +32,22 @@ class TargetBatch:
 
 
 class DeviceSequences:
-    """Sequences on the device."""
+    """Sequences on the device, or, where they are too many for it, on the host.
 
-    def __init__(self, sequences: Sequences, device: torch.device) -> None:
-        self.items_M = torch.tensor(sequences.items, device=device)
-        self.offsets = torch.tensor(sequences.offsets, device=device)
+    Attributes:
+        items_M: Items of all sequences, int32.
+        offsets: Where the sequences begin, and M, int64.
+        lengths_S: Their lengths, on the host.
+        on_host: Whether all of that is.
+    """
+
+    def __init__(
+        self, sequences: Sequences, device: torch.device, *, on_host: bool = False
+    ) -> None:
+        self.on_host = on_host
+        where = torch.device("cpu") if on_host else device
+        self.items_M = torch.tensor(sequences.items, device=where)
+        self.offsets = torch.tensor(sequences.offsets, device=where)
         # The same on the host: how many tokens a batch has must not wait for the device.
         self.lengths_S = torch.from_numpy(sequences.lengths)
 
@@ -70,58 +64,10 @@ class DeviceSequences:
             `max_items` of a sequence.
         """
         device = self.offsets.device
-        packing = Packing((self.lengths_S[rows_B] - ahead).clamp(0, max_items), device)
+        packing = Packing.of((self.lengths_S[rows_B] - ahead).clamp(0, max_items), device)
         ends_B = self.offsets[rows_B.to(device) + 1] - ahead
         firsts_B = ends_B - packing.offsets_B1.diff()
         return firsts_B[packing.sequence_T] + packing.position_T, packing
-
-
-def next_item_batch(sequences: DeviceSequences, rows_B: Tensor, max_length: int) -> TrainingBatch:
-    """Every token predicts the item behind it, at most `max_length` of a sequence."""
-    places_T, packing = sequences.windows(rows_B, max_length, ahead=1)
-    items_M = sequences.items_M
-    rows_T = torch.arange(len(places_T), device=places_T.device)
-    return TrainingBatch(items_M[places_T].long(), packing, rows_T, items_M[places_T + 1].long())
-
-
-def masked_batch(
-    sequences: DeviceSequences,
-    rows_B: Tensor,
-    max_length: int,
-    share: float,
-    generator: torch.Generator,
-) -> TrainingBatch:
-    """Some of the most recent `max_length` items of each sequence are masked and predicted.
-
-    Args:
-        sequences: All sequences.
-        rows_B: The chosen ones.
-        max_length: Items of a sequence at most.
-        share: The probability that an item is masked; where none is, the last one is.
-        generator: On the host, so that nothing waits for the device.
-    """
-    places_T, packing = sequences.windows(rows_B, max_length, ahead=0)
-    lengths_B = sequences.lengths_S[rows_B].clamp(max=max_length)
-    is_masked_T = torch.rand(packing.num_tokens, generator=generator) < share
-    masked_B = torch.segment_reduce(is_masked_T.float(), "sum", lengths=lengths_B, initial=0)
-    last_B = lengths_B.cumsum(0) - 1
-    is_masked_T[last_B[(masked_B == 0) & (lengths_B > 0)]] = True
-    rows_N = is_masked_T.nonzero().flatten().to(places_T.device, non_blocking=True)
-    ids_T = sequences.items_M[places_T].long()
-    targets_N = ids_T[rows_N]
-    return TrainingBatch(ids_T.index_fill(0, rows_N, MASK), packing, rows_N, targets_N)
-
-
-def shuffled_batches(
-    num_sequences: int, batch_size: int, parts: int, generator: torch.Generator
-) -> Iterator[list[Tensor]]:
-    """One epoch in an order drawn from the (host) generator; the last batch may be smaller.
-
-    A batch comes in at most so many parts, each of which names sequences.
-    """
-    order_S = torch.randperm(num_sequences, generator=generator)
-    for rows_B in torch.split(order_S, batch_size):
-        yield list(rows_B.chunk(parts))
 
 
 def target_batches(

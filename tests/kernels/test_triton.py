@@ -764,7 +764,7 @@ def test_a_model_learns_as_with_the_eager_backend(loss: str, device: torch.devic
             optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
             curve = []
             for step in range(num_steps):
-                states_ND = model(ids_BL[:, :-1].flatten(), Packing([3] * 3, device))
+                states_ND = model(ids_BL[:, :-1].flatten(), Packing.of([3] * 3, device))
                 data = states_ND, model.items.weight, ids_BL[:, 1:].flatten()
                 if loss == "full":
                     value = full_cross_entropy(*data)

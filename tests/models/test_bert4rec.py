@@ -19,7 +19,7 @@ def model(**settings: float | str) -> BERT4Rec:
 
 
 def states(bert: BERT4Rec, *sequences: list[int]) -> tuple[Tensor, ...]:
-    packing = Packing([len(ids) for ids in sequences], CPU)
+    packing = Packing.of([len(ids) for ids in sequences], CPU)
     states_TD: Tensor = bert(torch.tensor([item for ids in sequences for item in ids]), packing)
     return torch.split(states_TD, [len(ids) for ids in sequences])
 
@@ -45,7 +45,7 @@ def test_sequences_do_not_see_each_other() -> None:
 
 def test_a_sequence_may_be_empty() -> None:
     bert = model()
-    packed_TD = bert(torch.tensor([5, MASK, 7]), Packing([2, 0, 1], CPU))
+    packed_TD = bert(torch.tensor([5, MASK, 7]), Packing.of([2, 0, 1], CPU))
     expected = torch.cat(states(bert, [5, MASK], [7]))
     torch.testing.assert_close(packed_TD, expected, atol=1e-6, rtol=1e-5)
 

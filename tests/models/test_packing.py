@@ -7,7 +7,7 @@ CPU = torch.device("cpu")
 
 
 def test_tokens_know_their_sequence_and_their_place_in_it() -> None:
-    packing = Packing([2, 0, 3, 1], CPU)
+    packing = Packing.of([2, 0, 3, 1], CPU)
     assert len(packing) == 4
     assert packing.num_tokens == 6
     assert packing.longest == 3
@@ -18,11 +18,11 @@ def test_tokens_know_their_sequence_and_their_place_in_it() -> None:
 
 
 def test_the_last_token_of_each_sequence() -> None:
-    assert Packing([2, 3, 1], CPU).last_B.tolist() == [1, 4, 5]
+    assert Packing.of([2, 3, 1], CPU).last_B.tolist() == [1, 4, 5]
 
 
 def test_padding_is_zeros_behind_the_end_and_comes_off_again() -> None:
-    packing = Packing([2, 0, 3], CPU)
+    packing = Packing.of([2, 0, 3], CPU)
     values_T2 = torch.arange(1.0, 11.0).view(5, 2).requires_grad_()
     padded_BL2 = packing.pad(values_T2)
     assert padded_BL2[..., 0].tolist() == [[1, 3, 0], [0, 0, 0], [5, 7, 9]]
@@ -33,6 +33,6 @@ def test_padding_is_zeros_behind_the_end_and_comes_off_again() -> None:
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
 def test_there_may_be_no_token(lengths: list[int]) -> None:
-    packing = Packing(lengths, CPU)
+    packing = Packing.of(lengths, CPU)
     assert packing.num_tokens == packing.longest == 0
     assert packing.unpad(packing.pad(torch.zeros(0, 4))).shape == (0, 4)

@@ -35,14 +35,14 @@ def sequences(batch: int = 3, length: int = 10, seed: int = 1) -> Tensor:
 
 def states(sasrec: Transformer, ids_BL: Tensor) -> Tensor:
     """Of sequences of one length."""
-    packing = Packing([ids_BL.shape[1]] * len(ids_BL), CPU)
+    packing = Packing.of([ids_BL.shape[1]] * len(ids_BL), CPU)
     states_BLD: Tensor = sasrec(ids_BL.flatten(), packing).unflatten(0, ids_BL.shape)
     return states_BLD
 
 
 @every_switch
 def test_there_is_one_state_for_each_token(switch: dict[str, Any]) -> None:
-    states_TD = model(**switch)(sequences(1, 10)[0], Packing([7, 3], CPU))
+    states_TD = model(**switch)(sequences(1, 10)[0], Packing.of([7, 3], CPU))
     assert states_TD.shape == (10, 8)
     assert torch.isfinite(states_TD).all()
 
@@ -75,8 +75,8 @@ def test_a_state_depends_on_every_item_before_it_and_on_their_order(
 def test_sequences_do_not_see_each_other(switch: dict[str, Any]) -> None:
     sasrec, (ids_T,) = model(**switch), sequences(1, 18)
     lengths = [5, 1, 0, 12]
-    alone = [sasrec(part_T, Packing([len(part_T)], CPU)) for part_T in ids_T.split(lengths)]
-    packed_TD = sasrec(ids_T, Packing(lengths, CPU))
+    alone = [sasrec(part_T, Packing.of([len(part_T)], CPU)) for part_T in ids_T.split(lengths)]
+    packed_TD = sasrec(ids_T, Packing.of(lengths, CPU))
     torch.testing.assert_close(packed_TD, torch.cat(alone), atol=1e-6, rtol=1e-5)
 
 

@@ -1,0 +1,280 @@
+"""Training batches: planned on the host, assembled on the device.
+
+Shapes: M interactions, S sequences, B sequences of a part, P these and fillers, T tokens, N rows
+of the loss.
+
+All that the device needs to know of a batch is one vector of integers, so that a step, which may
+be a captured CUDA graph, starts with one copy of known size. Captured graphs have fixed sizes:
+there, tokens are computed in multiples of a small share of a batch, and fillers, which predict
+nothing, make the last multiple full.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.bert4rec import MASK
+from models.packing import Packing
+from objectives.data.sequences import DeviceSequences
+
+NO_TARGET = -100
+"""The target of a row that predicts nothing."""
+
+_FILLED_SHARE = 0.02
+"""About this share of the tokens are fillers where sizes are fixed."""
+
+_Integers = NDArray[np.int64]
+
+
+class Shape(NamedTuple):
+    """The sizes of a part of a batch.
+
+    Attributes:
+        num_sequences: B; where sizes are fixed, some may be empty.
+        num_tokens: T.
+        num_rows: N.
+        longest: Tokens of a sequence at most.
+    """
+
+    num_sequences: int
+    num_tokens: int
+    num_rows: int
+    longest: int
+
+
+NO_SHAPE = Shape(0, 0, 0, 0)
+
+
+class Plan(NamedTuple):
+    """A part of a batch as the host knows it.
+
+    Attributes:
+        shape: Its sizes.
+        numbers: What `TrainingBatches.assemble` needs to know.
+        num_items: Tokens that are no fillers.
+        num_predictions: Rows that predict.
+    """
+
+    shape: Shape
+    numbers: _Integers
+    num_items: int
+    num_predictions: int
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Items to predict, of a part of a batch.
+
+    Attributes:
+        ids_T: Item ids, int64, or the mask's.
+        packing: Where their sequences lie.
+        rows_N: The tokens that predict.
+        targets_N: What they are to predict, or `NO_TARGET`.
+        num_predictions: Predictions of the whole batch, int64 [].
+    """
+
+    ids_T: Tensor
+    packing: Packing
+    rows_N: Tensor
+    targets_N: Tensor
+    num_predictions: Tensor
+
+
+class TrainingBatches:
+    """Batches of all sequences, in an order drawn from a generator.
+
+    Of a sequence, the most recent `max_length` tokens predict the items behind them; or some of
+    the most recent `max_length` items are masked and predicted.
+    """
+
+    def __init__(
+        self,
+        sequences: DeviceSequences,
+        *,
+        batch_size: int,
+        parts: int,
+        max_length: int,
+        mask_share: float | None,
+        generator: torch.Generator,
+        fixed_sizes: bool,
+    ) -> None:
+        """Prepares batches.
+
+        Args:
+            sequences: All sequences.
+            batch_size: Sequences of a batch; the last one of an epoch may have fewer.
+            parts: A batch comes in at most so many parts.
+            max_length: Tokens of a sequence at most.
+            mask_share: The probability that an item is masked; where none of a sequence is, its
+                last one is. None: every token predicts the item behind it.
+            generator: On the host, of the order and of the masks.
+            fixed_sizes: Few shapes occur.
+        """
+        self._sequences = sequences
+        self._batch_size, self._parts, self._max_length = batch_size, parts, max_length
+        self._mask_share = mask_share
+        self._generator = generator
+        self._ahead = 1 if mask_share is None else 0
+        lengths_S: _Integers = sequences.lengths_S.numpy()
+        self._lengths_S = np.clip(lengths_S - self._ahead, 0, max_length)
+        self._fixed_size = self._num_fillers = 0
+        self._multiple_T = self._multiple_N = 1
+        if fixed_sizes:
+            self._fixed_size = -(-min(batch_size, len(sequences)) // parts)
+            mean_tokens = float(self._lengths_S.mean()) * self._fixed_size
+            self._multiple_T = _multiple_of(mean_tokens)
+            self._multiple_N = self._multiple_T
+            if mask_share is not None:
+                # The masks of as many tokens spread wider than a filled share of them.
+                mean_rows = mean_tokens * mask_share
+                self._multiple_N = _multiple_of(max(mean_rows, 4 * mean_rows**0.5 / _FILLED_SHARE))
+            self._num_fillers = -(-self._multiple_T // max_length)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self._sequences) // self._batch_size)
+
+    def epoch(self) -> Iterator[list[Plan]]:
+        """Every sequence once, in a new order; a batch is a list of its parts.
+
+        The batch with most tokens comes first: memory that is too small is so at once.
+        """
+        order_S: _Integers = torch.randperm(
+            len(self._sequences), generator=self._generator
+        ).numpy()
+        begins = np.arange(0, len(order_S), self._batch_size)
+        if len(begins):
+            largest = np.add.reduceat(self._lengths_S[order_S], begins).argmax()
+            begins = np.concatenate([begins[[largest]], np.delete(begins, largest)])
+        for begin in begins:
+            yield self.plans(order_S[begin : begin + self._batch_size])
+
+    def largest(self) -> list[Plan]:
+        """The batch that takes most memory: that of the longest sequences."""
+        return self.plans(np.argsort(-self._lengths_S, kind="stable")[: self._batch_size])
+
+    def plans(self, rows: _Integers) -> list[Plan]:
+        """The batch of these sequences."""
+        size = -(-len(rows) // self._parts)
+        plans = [self._plan(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
+        num_predictions = sum(plan.num_predictions for plan in plans)
+        for plan in plans:
+            plan.numbers[0] = num_predictions
+        return plans
+
+    def _plan(self, rows_B: _Integers) -> Plan:
+        lengths_B = self._lengths_S[rows_B]
+        num_items = num_predictions = int(lengths_B.sum())
+        masked_N = np.zeros(0, np.int64)
+        if self._mask_share is not None:
+            masked_N = self._draw_masks(lengths_B)
+            num_predictions = len(masked_N)
+        longest = self._max_length if self._fixed_size else int(lengths_B.max(initial=0))
+        missing = max(0, self._fixed_size - len(rows_B))
+        num_tokens = _rounded_up(num_items, self._multiple_T)
+        num_rows = _rounded_up(num_predictions, self._multiple_N)
+        fillers = num_tokens - num_items - np.arange(self._num_fillers) * longest
+        lengths_P = np.concatenate(
+            [lengths_B, np.zeros(missing, np.int64), fillers.clip(0, longest)]
+        )
+        numbers = [
+            np.array([0, num_predictions]),
+            np.pad(rows_B, (0, missing)),
+            np.zeros(1, np.int64),
+            lengths_P.cumsum(),
+        ]
+        if self._mask_share is not None:
+            # A row more of a masked token changes nothing.
+            numbers.append(np.resize(masked_N, num_rows))
+        if self._sequences.on_host:
+            numbers += self._items_of(rows_B, lengths_B, num_tokens)
+        shape = Shape(len(rows_B) + missing, num_tokens, num_rows, longest)
+        return Plan(shape, np.concatenate(numbers), num_items, num_predictions)
+
+    def _draw_masks(self, lengths_B: _Integers) -> _Integers:
+        """The tokens that are masked, at least one of every sequence."""
+        ends_B = lengths_B.cumsum()
+        random_T = torch.rand(int(ends_B[-1]), generator=self._generator).numpy()
+        is_masked_T = random_T < self._mask_share
+        sums_T1 = np.concatenate([[0], is_masked_T.cumsum()])
+        without_B = (sums_T1[ends_B] == sums_T1[ends_B - lengths_B]) & (lengths_B > 0)
+        is_masked_T[ends_B[without_B] - 1] = True
+        return is_masked_T.nonzero()[0]
+
+    def _items_of(
+        self, rows_B: _Integers, lengths_B: _Integers, num_tokens: int
+    ) -> list[_Integers]:
+        """Items of the tokens and, where these are to predict, the items behind them."""
+        firsts_B = self._sequences.offsets[rows_B + 1].numpy() - self._ahead - lengths_B
+        place_T = np.repeat(firsts_B - lengths_B.cumsum() + lengths_B, lengths_B)
+        place_T += np.arange(len(place_T))
+        # As `_places` has it.
+        place_T = np.concatenate([place_T, np.resize(firsts_B[:1], num_tokens - len(place_T))])
+        items_M = self._sequences.items_M.numpy()
+        items = [items_M[place_T].astype(np.int64)]
+        if self._mask_share is None:
+            items.append(items_M[(place_T + 1).clip(max=len(items_M) - 1)].astype(np.int64))
+        return items
+
+    def assemble(self, numbers: Tensor, shape: Shape) -> TrainingBatch:
+        """The batch of a plan, where its numbers are; nothing waits."""
+        num_masked = 0 if self._mask_share is None else shape.num_rows
+        head, rows_B, offsets_P1, rows_N, rest = torch.split(
+            numbers,
+            [
+                2,
+                shape.num_sequences,
+                shape.num_sequences + self._num_fillers + 1,
+                num_masked,
+                len(numbers) - 3 - 2 * shape.num_sequences - self._num_fillers - num_masked,
+            ],
+        )
+        packing = Packing(offsets_P1, shape.num_tokens, shape.longest)
+        if self._sequences.on_host:
+            ids_T, *following = rest.view(-1, shape.num_tokens)
+        else:
+            place_T = self._places(rows_B, offsets_P1, packing)
+            items_M = self._sequences.items_M
+            ids_T = items_M[place_T].long()
+            if self._mask_share is None:
+                following = [items_M[(place_T + 1).clamp(max=len(items_M) - 1)].long()]
+        if self._mask_share is None:
+            rows_N = torch.arange(shape.num_rows, device=numbers.device)
+            targets_N = following[0]
+        else:
+            targets_N = ids_T[rows_N]
+            ids_T = ids_T.index_fill(0, rows_N, MASK)
+        if self._fixed_size:
+            predicts_N = torch.arange(shape.num_rows, device=numbers.device) < head[1]
+            targets_N = targets_N.where(predicts_N, NO_TARGET)
+        return TrainingBatch(ids_T, packing, rows_N, targets_N, head[0])
+
+    def _places(self, rows_B: Tensor, offsets_P1: Tensor, packing: Packing) -> Tensor:
+        """Where the tokens stand among all interactions."""
+        num_sequences = len(rows_B)
+        ends_B = self._sequences.offsets[rows_B + 1] - self._ahead
+        firsts_B = ends_B - offsets_P1[: num_sequences + 1].diff()
+        if not self._num_fillers:
+            return firsts_B[packing.sequence_T] + packing.position_T
+        # All fillers are the first token, so that no other item is looked up for them.
+        is_item_T = packing.sequence_T < num_sequences
+        place_T = firsts_B[packing.sequence_T.clamp(max=num_sequences - 1)] + packing.position_T
+        return place_T.where(is_item_T, firsts_B[0])
+
+
+def _multiple_of(mean: float) -> int:
+    """Sizes of this mean are rounded up to multiples of this; half of one is filled on average.
+
+    Not below 16: Triton's kernels are compiled anew for sizes that are no multiples of that.
+    """
+    return 1 << max(16, int(2 * _FILLED_SHARE * mean)).bit_length() - 1
+
+
+def _rounded_up(size: int, multiple: int) -> int:
+    """At least one multiple, unless every size is one."""
+    return size if multiple == 1 else max(1, -(-size // multiple)) * multiple
