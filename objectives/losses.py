@@ -7,20 +7,21 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kernels import Uniform, full_cross_entropy, sampled_cross_entropy
+from kernels import RowSink, Uniform, full_cross_entropy, sampled_cross_entropy
 from objectives.config import LossConfig
 
 Loss = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """loss(states_ND, table_VD, targets_N, step): the mean over the rows, which are shuffled."""
 
 
-def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> Loss:
+def build_loss(config: LossConfig, seed: int, sink: RowSink | None = None) -> Loss:
     """The loss that the configuration names; its negatives are drawn anew for every step.
 
     Args:
         config: The loss.
         seed: Seeds the negatives.
-        table_gradient: See `kernels.sampled_cross_entropy`; that of the whole catalogue is dense.
+        sink: Where the rows of the table's gradient go; None: it is dense, as it always is over
+            the whole catalogue.
     """
     if config.loss == "cce":
         return lambda states_ND, table_VD, targets_N, step: full_cross_entropy(
@@ -35,7 +36,7 @@ def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> 
             targets_N,
             candidates,
             group_size=config.group_size,
-            table_gradient=table_gradient,
+            table_gradient="dense" if sink is None else sink,
         )
 
     return sampled
