@@ -2,7 +2,8 @@
 
 Shapes: N rows, K candidates, V items, U touched items, D width.
 
-The states' gradient is made in place of an output of the forward operator.
+The states' gradient is made in place of an output of the forward operator. The rows of a table's
+gradient go into a sink, where one is given.
 """
 
 import functools
@@ -14,10 +15,13 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._arguments import LEAVES, NUM_ARGUMENTS, NUM_TENSORS, Flat, problem_of, split
+from kernels.row_gradient import RowGradient, RowSink
 
 
 def _setup_context(ctx: Any, inputs: Flat, output: tuple[Tensor, ...]) -> None:
-    flat, ctx.options = split(inputs)
+    sink, *arguments = inputs
+    ctx.sink = sink
+    flat, ctx.options = split(arguments)
     kept = output[2:]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*kept)
@@ -32,14 +36,16 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(grad is not None for grad in losses_grads):
         backend, *_ = ctx.options
         compute = _eager_backward if backend == "eager" else _triton_backward
-        needs = [ctx.needs_input_grad[place] for place in LEAVES]
+        # The sink comes before the arguments.
+        needs = [ctx.needs_input_grad[1 + place] for place in LEAVES]
         with torch.no_grad():
             found = compute(ctx, losses_grads, needs)
         if torch.is_grad_enabled():
             leaves = [ctx.saved_tensors[place] for place in LEAVES]
             found = list(_Final.apply(len(found), *found, *leaves, *losses_grads))  # type: ignore[no-untyped-call]
     by_place = dict(zip(LEAVES, found, strict=True))
-    return tuple(by_place.get(place) for place in range(NUM_ARGUMENTS + len(ctx.options)))
+    places = range(NUM_ARGUMENTS + len(ctx.options))
+    return None, *(by_place.get(place) for place in places)
 
 
 def _eager_backward(
@@ -58,7 +64,11 @@ def _eager_backward(
         grad if needed else None for grad, needed in zip(found, needs, strict=True)
     )
     if table_UD is not None and touched_U is not None:
-        table_UD = _sparse_rows(table_UD, touched_U, flat[1])
+        if ctx.sink is not None:
+            ctx.sink.add(RowGradient(touched_U, table_UD))
+            table_UD = None
+        else:
+            table_UD = _sparse_rows(table_UD, touched_U, flat[1])
     return [states_ND, table_UD, bias_V, scale]
 
 
@@ -74,12 +84,17 @@ def _triton_backward(
     num_touched = None
     if needs_table and table_gradient == "touched":
         touched = torch.ops.paretocut.triton_touched_items(*flat, kept[2])
-        num_touched = _OnItsWay(touched[-1])
+        if ctx.sink is None:
+            num_touched = _OnItsWay(touched[-1])
     if needs_table or needs_bias:
         rows, bias_V = torch.ops.paretocut.triton_table_gradients(
             *flat, *kept, *touched, *grads, table_gradient, filter_eps
         )
-        found[1] = rows if needs_table else None
+        if ctx.sink is not None and needs_table:
+            *_, items_U, number_1 = touched
+            ctx.sink.add(RowGradient(items_U, rows, number_1))
+        elif needs_table:
+            found[1] = rows
         found[2] = bias_V if needs_bias else None
     if needs_states or needs_scale:
         if ctx.is_spent:
@@ -145,16 +160,16 @@ class _Final(torch.autograd.Function):
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, sink: RowSink | None, *arguments: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
             output: tuple[Tensor, ...] = torch.ops.paretocut.cross_entropy(*arguments)
-        _setup_context(ctx, arguments, output)
+        _setup_context(ctx, (sink, *arguments), output)
         return output
 
     backward = staticmethod(_backward)
 
 
-def cross_entropy(*arguments: Any) -> tuple[Tensor, ...]:
-    """`paretocut::cross_entropy`, differentiable."""
-    output: tuple[Tensor, ...] = _Differentiable.apply(*arguments)  # type: ignore[no-untyped-call]
+def cross_entropy(*arguments: Any, sink: RowSink | None = None) -> tuple[Tensor, ...]:
+    """`paretocut::cross_entropy`, differentiable; the table's gradient goes into the sink."""
+    output: tuple[Tensor, ...] = _Differentiable.apply(sink, *arguments)  # type: ignore[no-untyped-call]
     return output

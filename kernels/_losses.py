@@ -10,6 +10,7 @@ from kernels._backend import choose_backend
 from kernels._checks import check_extras, check_inputs, check_reduction
 from kernels._ops import row_losses
 from kernels.reference import Problem
+from kernels.row_gradient import RowSink
 
 
 def checked_problem(
@@ -54,7 +55,7 @@ def reduced_loss(
     problem: Problem,
     reduction: str,
     *,
-    table_gradient: str = "dense",
+    table_gradient: str | RowSink = "dense",
     filter_eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the log-sum-exp of every row.

@@ -17,20 +17,22 @@ from kernels._backend import Backend, check_interpreter
 from kernels._checks import check_ids
 from kernels._faults import Faults, faults_of, mark_bad_ids
 from kernels.reference import Problem
+from kernels.row_gradient import RowSink
 
 _NUM_SAVED = 8
 """Fields of `triton_backend.Saved`; loss and log-sum-exp are in front, the mixtures at the end."""
 
 
 def row_losses(
-    problem: Problem, backend: Backend, table_gradient: str, filter_eps: float | None
+    problem: Problem, backend: Backend, table_gradient: str | RowSink, filter_eps: float | None
 ) -> tuple[Tensor, Tensor]:
     """Loss and log-sum-exp of every row, differentiable.
 
     Args:
         problem: The seed of its draws is unsigned.
         backend: Which one computes.
-        table_gradient: "dense" or "touched"; with the latter the gradient of the table is sparse.
+        table_gradient: "dense", "touched" (the gradient of the table is sparse), or where its rows
+            go.
         filter_eps: See `full_cross_entropy`.
     """
     with_gradient = torch.is_grad_enabled()
@@ -46,12 +48,17 @@ def row_losses(
     if backend == "triton" and problem.operand_dtype.itemsize < problem.states_ND.dtype.itemsize:
         # As autocast does it. The table, which may be large, is rounded where it is read.
         problem = problem._replace(states_ND=problem.states_ND.to(problem.operand_dtype))
+    sink = table_gradient if isinstance(table_gradient, RowSink) else None
+    form = "touched" if sink is not None else table_gradient
     if not table:
         # The gradient of the bias comes with that of the table.
-        table_gradient = "dense" if bias else "none"
-    loss_N, lse_N, *_ = torch.ops.paretocut.cross_entropy(
-        *flatten(problem), backend, table_gradient, states or scale, filter_eps
-    )
+        form = "dense" if bias else "none"
+    arguments = (*flatten(problem), backend, form, states or scale, filter_eps)
+    if sink is None:
+        loss_N, lse_N, *_ = torch.ops.paretocut.cross_entropy(*arguments)
+    else:
+        # No operator takes one.
+        loss_N, lse_N, *_ = _autograd.cross_entropy(*arguments, sink=sink)
     return loss_N, lse_N
 
 

@@ -12,6 +12,7 @@ from kernels._checks import check_count
 from kernels._losses import checked_problem, reduced_loss
 from kernels.candidates import Candidates
 from kernels.reference import Problem
+from kernels.row_gradient import RowSink
 
 
 @overload
@@ -28,7 +29,7 @@ def sampled_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     return_lse: Literal[False] = False,
-    table_gradient: str = "dense",
+    table_gradient: str | RowSink = "dense",
     deterministic: bool | None = None,
 ) -> Tensor: ...
 
@@ -47,7 +48,7 @@ def sampled_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     return_lse: Literal[True],
-    table_gradient: str = "dense",
+    table_gradient: str | RowSink = "dense",
     deterministic: bool | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -65,7 +66,7 @@ def sampled_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     return_lse: bool = False,
-    table_gradient: str = "dense",
+    table_gradient: str | RowSink = "dense",
     deterministic: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Sampled softmax with the logQ correction (CCE-).
@@ -103,7 +104,8 @@ def sampled_cross_entropy(
             tensor of the rows of all candidates and targets, for `torch.optim.SparseAdam` and
             the like. Its time and memory do not grow with V. It waits for the device once, to
             learn its size, and `torch.compile` breaks its graph around the loss (or raises, with
-            fullgraph=True).
+            fullgraph=True). A `RowSink` is given the same rows, the table's `.grad` stays as it
+            is, and nothing waits.
         deterministic: Gradients that are equal bit by bit in every run; None: as
             `torch.use_deterministic_algorithms` has it.
 
@@ -124,10 +126,12 @@ def sampled_cross_entropy(
         states_ND, table_VD, targets_N, bias_V, logit_scale, ignore_index, deterministic
     )
     problem = _with_candidates(problem, candidates, group_size, correction)
-    if table_gradient not in ("dense", "touched"):
-        raise ValueError(f"table_gradient must be 'dense' or 'touched', not {table_gradient!r}")
+    if table_gradient not in ("dense", "touched") and not isinstance(table_gradient, RowSink):
+        raise ValueError(
+            f"table_gradient must be 'dense', 'touched' or a RowSink, not {table_gradient!r}"
+        )
     compute = reduced_loss
-    if table_gradient == "touched" and torch.compiler.is_compiling():
+    if table_gradient != "dense" and torch.compiler.is_compiling():
         compute = torch.compiler.disable(compute, reason="touched rows have to be counted first")  # type: ignore[no-untyped-call]
     loss, lse_N = compute(problem, reduction, table_gradient=table_gradient)
     return (loss, lse_N) if return_lse else loss

@@ -36,6 +36,9 @@ class Update(NamedTuple):
     num_touched: Tensor | None
     step: int
     seed: int
+    clock: tuple[Tensor, Tensor] | None = None
+    """Step and learning rate, where they are on the device: `step` and the numbers that depend on
+    them are not meant."""
 
 
 class Adam(NamedTuple):
@@ -68,8 +71,8 @@ def row_adagrad(
     rows_UD: Tensor,
     square_sum_V: Tensor,
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor,
+    lr: float | Tensor,
     eps: float = 1e-8,
     seed: int = 0,
     num_touched: Tensor | None = None,
@@ -88,8 +91,9 @@ def row_adagrad(
         rows_UD: Gradients of their rows, float32, bfloat16 or float16.
         square_sum_V: Accumulators, float32, 0 at first.
         step: Number of the step, from 1 on; another one for every step, so that no two round
-            alike.
-        lr: Learning rate.
+            alike. A number or, for a step that is captured in a CUDA graph, int32 [1] on the
+            table's device; then the rate is there too.
+        lr: Learning rate, a number or float32 [1].
         eps: Added to the root, positive.
         seed: 64-bit key of the rounding, unsigned.
         num_touched: int32 [1] on the table's device: only so many of the items and rows are
@@ -102,7 +106,8 @@ def row_adagrad(
 
     Source: row-wise Adagrad of DLRM (arXiv 1906.00091) and of FBGEMM (`EXACT_ROWWISE_ADAGRAD`).
     """
-    update = Update(table_VD, items_U, rows_UD, num_touched, step, seed)
+    step, lr, clock = _timed(step, lr, table_VD)
+    update = Update(table_VD, items_U, rows_UD, num_touched, step, seed, clock)
     _check_update(update)
     _check_state("square_sum_V", square_sum_V, table_VD, (len(table_VD),), (torch.float32,))
     check_adagrad(lr, eps, seed)
@@ -117,8 +122,8 @@ def row_adam(
     exp_avg_sq: Tensor,
     last_step_V: Tensor,
     *,
-    step: int,
-    lr: float,
+    step: int | Tensor,
+    lr: float | Tensor,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
@@ -152,11 +157,12 @@ def row_adam(
             first.
         exp_avg_sq: Second moments, float32 [V] or [V, D], 0 at first.
         last_step_V: The last step of every row, int32, 0 at first.
-        step: t, greater than that of every earlier update.
-        lr: Learning rate.
+        step: t, greater than that of every earlier update; a number or, for a step that is
+            captured in a CUDA graph, int32 [1] on the table's device; then the rate is there too.
+        lr: Learning rate, a number or float32 [1].
         betas: Decay of the two moments, each in [0, 1).
         eps: Added to the root, positive.
-        weight_decay: Decoupled weight decay, below 1 / lr.
+        weight_decay: Decoupled weight decay, below 1 / lr; 0 where that is on the device.
         seed: 64-bit key of the rounding, unsigned.
         num_touched: int32 [1] on the table's device: only so many of the items and rows are
             meant, what follows is never read. None: all of them. Triton does not wait for it,
@@ -169,7 +175,8 @@ def row_adam(
     Source: Adam (arXiv 1412.6980), AdamW (arXiv 1711.05101); the second moment of a row is that of
     FBGEMM's `PARTIAL_ROWWISE_ADAM`.
     """
-    update = Update(table_VD, items_U, rows_UD, num_touched, step, seed)
+    step, lr, clock = _timed(step, lr, table_VD)
+    update = Update(table_VD, items_U, rows_UD, num_touched, step, seed, clock)
     _check_update(update)
     shape = tuple(table_VD.shape)
     _check_state("exp_avg_VD", exp_avg_VD, table_VD, shape, (torch.float32, torch.bfloat16))
@@ -177,6 +184,8 @@ def row_adam(
     _check_state("exp_avg_sq", exp_avg_sq, table_VD, square_shape, (torch.float32,))
     _check_state("last_step_V", last_step_V, table_VD, shape[:1], (torch.int32,))
     check_adam(lr, betas, eps, weight_decay, seed)
+    if clock is not None and weight_decay:
+        raise ValueError("weight_decay must be 0 where step and lr are on the device")
     beta1, beta2 = betas
     adam = Adam(
         log_beta1=_log(beta1),
@@ -189,6 +198,32 @@ def row_adam(
         eps=eps,
     )
     _update(update, (exp_avg_VD, exp_avg_sq, last_step_V), adam)
+
+
+def _timed(
+    step: int | Tensor, lr: float | Tensor, table_VD: Tensor
+) -> tuple[int, float, tuple[Tensor, Tensor] | None]:
+    """Step and rate as numbers; or placeholders for them, and where they are on the device."""
+    if not isinstance(step, Tensor) and not isinstance(lr, Tensor):
+        return step, lr, None
+    for name, value, dtype in (("step", step, torch.int32), ("lr", lr, torch.float32)):
+        if not isinstance(value, Tensor) or value.shape != (1,) or value.dtype != dtype:
+            shown = kind(value) if isinstance(value, Tensor) else value
+            raise ValueError(
+                f"{name} must be {str(dtype).removeprefix('torch.')} of shape [1], as the other "
+                f"of step and lr is on the device, not {shown}"
+            )
+        _check_device(name, value, table_VD)
+    assert isinstance(step, Tensor)
+    assert isinstance(lr, Tensor)
+    if _backend_of(table_VD) == "triton":
+        return 1, 1.0, (step, lr)
+    return int(step), float(lr), None
+
+
+def _backend_of(table_VD: Tensor) -> str:
+    # Of one column, for the limit that it knows is on the width of matrix products.
+    return choose_backend(table_VD[:, :1], table_VD)
 
 
 def _log(beta: float) -> float:
@@ -205,8 +240,7 @@ def _update(
     table_VD = update.table_VD
     if table_VD.device.type == "cpu":
         _check_ids(_meant(update).items_U, len(table_VD))
-    # Of one column, for the limit that it knows is on the width of matrix products.
-    if choose_backend(table_VD[:, :1], table_VD) == "triton":
+    if _backend_of(table_VD) == "triton":
         from kernels import triton_row_updates
 
         check_interpreter(table_VD.device)
@@ -336,7 +370,7 @@ def _check_number(name: str, number: float) -> None:
 
 
 def _check_update(update: Update) -> None:
-    table_VD, items_U, rows_UD, num_touched, step, _ = update
+    table_VD, items_U, rows_UD, num_touched, step, *_ = update
     for name, matrix in (("table_VD", table_VD), ("rows_UD", rows_UD)):
         if matrix.ndim != 2 or matrix.dtype not in _DTYPES:
             raise ValueError(

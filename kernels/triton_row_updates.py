@@ -93,15 +93,18 @@ def round_at_random(value, noise, DTYPE: tl.constexpr):
 
 @triton.jit(do_not_specialize=_RAGGED)
 def adagrad_rows(
-    table, items, rows, num_touched, square_sum,
+    table, items, rows, num_touched, square_sum, clock, rate,
     seed: tl.int64, step: tl.int32, num_entries: tl.int64, num_items: tl.int64,
     lr: tl.float32, eps: tl.float32,
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`row_updates.row_adagrad`. Grid: blocks of entries."""
+    """`row_updates.row_adagrad`. Grid: blocks of entries. With clock and rate, these are meant."""
     end = end_of(num_touched, num_entries)
     if tl.program_id(0).to(tl.int64) * ROWS >= end:
         return
+    if clock is not None:
+        step = tl.load(clock)
+        lr = tl.load(rate)
     entry, item, here = touched_rows(items, end, num_items, ROWS)
     mean, g = mean_square(rows, entry, here, D, BLOCK_D)
     mean += tl.load(square_sum + item, mask=here, other=0)
@@ -122,7 +125,7 @@ def adagrad_rows(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def adam_rows(
-    table, items, rows, num_touched, exp_avg, exp_avg_sq, last_step,
+    table, items, rows, num_touched, exp_avg, exp_avg_sq, last_step, clock, rate,
     seed: tl.int64, step: tl.int32, num_entries: tl.int64, num_items: tl.int64,
     log_beta1: tl.float32, log_beta2: tl.float32, gain1: tl.float32, gain2: tl.float32,
     log_shrink: tl.float32, step_size: tl.float32, root_scale: tl.float32, eps: tl.float32,
@@ -131,11 +134,17 @@ def adam_rows(
 ):  # fmt: skip
     """`row_updates.row_adam`. Grid: blocks of entries.
 
+    With clock and rate, the step and what depends on it and on the rate are made of them.
     BY_ROW: a row has one second moment. SHRINKS: there is weight decay.
     """
     end = end_of(num_touched, num_entries)
     if tl.program_id(0).to(tl.int64) * ROWS >= end:
         return
+    if clock is not None:
+        step = tl.load(clock)
+        time = tl.zeros((1,), tl.float32) + step.to(tl.float32)
+        step_size = tl.sum(tl.load(rate) / -expm1(time * log_beta1), 0)
+        root_scale = tl.sum(1 / tl.sqrt_rn(-expm1(time * log_beta2)), 0)
     entry, item, here = touched_rows(items, end, num_items, ROWS)
     skipped = (step - tl.load(last_step + item, mask=here, other=0)).to(tl.float32)
     decay1 = (expm1(skipped * log_beta1) + 1)[:, None]
@@ -175,7 +184,7 @@ def adam_rows(
 
 def update(task: Update, state: tuple[Tensor, ...], numbers: Adam | tuple[float, float]) -> None:
     """A step of the optimizer whose numbers these are."""
-    table_VD, items_U, rows_UD, num_touched, step, seed = task
+    table_VD, items_U, rows_UD, num_touched, step, seed, clock = task
     num_items, width = table_VD.shape
     block_d = min(_WIDEST_BLOCK, block_of(width))
     height = max(1, _BLOCK_ELEMENTS // block_d)
@@ -192,6 +201,7 @@ def update(task: Update, state: tuple[Tensor, ...], numbers: Adam | tuple[float,
             rows_UD.contiguous(),
             num_touched,
             *state,
+            *(clock or (None, None)),
             # The same bits as a signed integer.
             seed - (1 << 64) if seed >= 1 << 63 else seed,
             step,

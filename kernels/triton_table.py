@@ -32,6 +32,7 @@ from kernels.triton_plan import (
     touched_like,
     weight_strides,
 )
+from kernels.triton_row_gradient import rank_items
 
 _PARTIAL_BYTES = 1 << 28
 """Partial rows that the deterministic mode keeps at once."""
@@ -41,9 +42,8 @@ def touched_items(problem: Problem, lists_GK: Tensor) -> Touched:
     """The items that have a gradient: every row's target and candidates."""
     assert problem.draws is not None
     touched = touched_like(problem)
-    set_W, rank_W, items_U, num_touched = touched
-    set_W.zero_()
-    num_items, words, block = len(problem.table_VD), len(set_W), 1024
+    set_W = touched.set_W.zero_()
+    num_items, block = len(problem.table_VD), 1024
     marked = [problem.targets_N]
     if 0 <= problem.ignore_index < num_items:
         is_ignored_N = problem.targets_N == problem.ignore_index
@@ -67,12 +67,7 @@ def touched_items(problem: Problem, lists_GK: Tensor) -> Touched:
             triton_lists.mark_touched[(cdiv(items.numel(), block),)](
                 set_W, items, items.numel(), num_items, BLOCK=block
             )
-    counts_W = torch.empty_like(set_W)
-    triton_lists.count_touched[(cdiv(words, block),)](counts_W, set_W, words, BLOCK=block)
-    ends_W = counts_W.cumsum(0, dtype=torch.int32)
-    torch.sub(ends_W, counts_W, out=rank_W)
-    num_touched.copy_(ends_W[-1:])
-    triton_lists.list_touched[(cdiv(words, 32),)](items_U, set_W, rank_W, words, BLOCK=32)
+    rank_items(touched)
     return touched
 
 

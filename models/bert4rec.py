@@ -21,8 +21,15 @@ class BERT4Rec(Transformer):
 
     causal = False
 
-    def __init__(self, config: ModelConfig, num_items: int) -> None:
-        super().__init__(config, num_items)
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_items: int,
+        table_dtype: torch.dtype = torch.float32,
+        *,
+        by_rows: bool = False,
+    ) -> None:
+        super().__init__(config, num_items, table_dtype, by_rows=by_rows)
         self.mask_D = nn.Parameter(torch.randn(config.width))
 
     def look_up(self, ids_T: Tensor) -> Tensor:

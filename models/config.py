@@ -47,12 +47,24 @@ class ModelConfig(BaseModel):
             )
         return self
 
-    def build(self, num_items: int) -> "Transformer":
-        """The model with fresh weights from torch's default generator."""
-        if self.architecture == "bert4rec":
-            from models.bert4rec import BERT4Rec
+    def build(
+        self,
+        num_items: int,
+        *,
+        table_dtype: Literal["float32", "bfloat16"] = "float32",
+        by_rows: bool = False,
+    ) -> "Transformer":
+        """The model with fresh weights from torch's default generator.
 
-            return BERT4Rec(self, num_items)
+        Args:
+            num_items: V.
+            table_dtype: Type of the item tables.
+            by_rows: The gradients of the tables are those of touched rows; see `ItemTable`.
+        """
+        import torch
+
+        from models.bert4rec import BERT4Rec
         from models.sasrec import SASRec
 
-        return SASRec(self, num_items)
+        architecture = BERT4Rec if self.architecture == "bert4rec" else SASRec
+        return architecture(self, num_items, getattr(torch, table_dtype), by_rows=by_rows)

@@ -7,23 +7,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from kernels import RowSink, look_up
+
 
 class ItemTable(nn.Module):
-    """One vector per item, float32; the output layer is tied to it.
+    """One vector per item; the output layer is tied to it.
 
     Entries start as N(0, 1/D): a scaled lookup then has unit variance, and so do the first logits.
 
     Attributes:
-        sparse_gradient: The gradient of a lookup has the rows that were looked up only.
+        sink: Where the rows go that lookups and losses touch, in place of a gradient [V, D]; None:
+            the gradient is one of the whole table.
     """
 
-    def __init__(self, num_items: int, width: int) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        by_rows: bool = False,
+    ) -> None:
         super().__init__()
-        self.sparse_gradient = False
-        self.weight = nn.Parameter(torch.randn(num_items, width) / width**0.5)
+        self.sink = RowSink(num_items) if by_rows else None
+        # In place: a large table is not to be there twice.
+        self.weight = nn.Parameter(torch.randn(num_items, width, dtype=dtype).div_(width**0.5))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Vectors of the items, times sqrt(D), shape [*ids, D]."""
-        vectors = F.embedding(ids, self.weight, sparse=self.sparse_gradient)
+        """Vectors of the items, times sqrt(D), float32 of shape [*ids, D]."""
+        if self.sink is None:
+            vectors = F.embedding(ids, self.weight).float()
+        else:
+            vectors = look_up(self.weight, ids, self.sink)
         scaled: Tensor = vectors * self.weight.shape[1] ** 0.5
         return scaled

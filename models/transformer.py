@@ -26,10 +26,17 @@ class Transformer(nn.Module):
 
     causal: ClassVar[bool]
 
-    def __init__(self, config: ModelConfig, num_items: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_items: int,
+        table_dtype: torch.dtype = torch.float32,
+        *,
+        by_rows: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.items = ItemTable(num_items, config.width)
+        self.items = ItemTable(num_items, config.width, table_dtype, by_rows=by_rows)
         self.positions = None
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(config.max_length, config.width) * 0.02)
@@ -40,7 +47,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self._outputs = None
         if config.output_table == "separate":
-            self._outputs = ItemTable(num_items, config.width)
+            self._outputs = ItemTable(num_items, config.width, table_dtype, by_rows=by_rows)
 
     @property
     def outputs(self) -> ItemTable:

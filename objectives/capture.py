@@ -42,7 +42,7 @@ class GraphMemory:
 
 
 class CapturedStep:
-    """A step that is captured once for each shape.
+    """A step that is captured once for each shape of a batch and of its numbers.
 
     The first one runs as it is: what it allocates and keeps (states of optimizers, workspaces) is
     then there when graphs are captured, and must not lie in their memory.
@@ -51,17 +51,18 @@ class CapturedStep:
     def __init__(self, step: Step, memory: GraphMemory) -> None:
         self._step = step
         self._memory = memory
-        self._graphs: dict[Shape, _Graph] = {}
+        self._graphs: dict[tuple[Shape, torch.Size], _Graph] = {}
 
     def __call__(self, numbers: Tensor, shape: Shape) -> Tensor:
         """Takes the step; the next one overwrites its result.
 
         Args:
-            numbers: On the host; as many as in every step of this shape.
-            shape: Of the step.
+            numbers: On the host.
+            shape: Of the batch.
         """
+        key = shape, numbers.shape
         with self._memory.in_order():
-            graph = self._graphs.get(shape)
+            graph = self._graphs.get(key)
             if graph is not None:
                 return graph(numbers)
             is_first = not self._graphs
@@ -70,7 +71,7 @@ class CapturedStep:
                 # What the step has freed would lie idle beside the memory of the graphs. Captured
                 # at once, for the first batch is as large as any: smaller ones fit in its memory.
                 torch.cuda.empty_cache()
-            graph = self._graphs[shape] = _Graph(self._step, numbers, shape, self._memory)
+            graph = self._graphs[key] = _Graph(self._step, numbers, shape, self._memory)
             return result if is_first else graph(numbers)
 
 

@@ -1,10 +1,22 @@
 """Configuration of a trial and its data; free of torch, so that a command line starts at once."""
 
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from models.transformer import Transformer
+
+LARGE_TABLE = 1 << 26
+"""Elements of an item table from which on `auto` moves touched rows only.
+
+A dense step of AdamW moves 28 bytes an element (table, gradient and two moments are read, all but
+the gradient written), and table, gradient and moments take 16. Here that is 1.9 GB a step and
+1 GiB, a million items of width 64, whereas a batch of 32,768 tokens touches some 200,000 rows at
+most (K = 511 for 128 tokens). A smaller table is updated whole, as in the published models.
+"""
 
 
 class ColumnsConfig(BaseModel):
@@ -76,10 +88,17 @@ class TrainingConfig(BaseModel):
     clip_norm: float = Field(
         0.0, ge=0, description="longer gradients are scaled down to this norm; 0: none is"
     )
-    table_updates: Literal["dense", "rows"] = Field(
-        "dense",
-        description="a step moves the whole item table, or the rows alone that it touches, which "
-        "have one second moment each (cce-)",
+    table_updates: Literal["auto", "dense", "adam", "adagrad"] = Field(
+        "auto",
+        description="dense: AdamW moves the whole item table in every step; adam, adagrad: only "
+        "the rows that the step touches move (cce-), which have one second moment each, by adam "
+        "with first moments in bfloat16; auto: adam for tables of 2^26 elements or more, and for "
+        "those in bfloat16, else dense",
+    )
+    table_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of the item table; bfloat16 is rounded at random and needs updates by "
+        "rows",
     )
     activations: Literal["kept", "recomputed"] = Field(
         "kept",
@@ -98,9 +117,9 @@ class TrainingConfig(BaseModel):
     )
 
     @property
-    def table_gradient(self) -> str:
-        """The form of the tables' gradient that their updates ask for, as the losses name it."""
-        return "touched" if self.table_updates == "rows" else "dense"
+    def by_rows(self) -> bool:
+        """Whether a step moves the touched rows of the item tables only."""
+        return self.table_updates in ("adam", "adagrad")
 
 
 class TrialConfig(BaseModel):
@@ -114,9 +133,35 @@ class TrialConfig(BaseModel):
 
     @model_validator(mode="after")
     def _rows_are_touched(self) -> Self:
-        if self.training.table_updates == "rows" and self.loss.loss == "cce":
-            raise ValueError("table_updates rows needs loss cce-: cce touches every row")
+        training = self.training
+        if training.by_rows and self.loss.loss == "cce":
+            raise ValueError(
+                f"table_updates {training.table_updates} needs loss cce-: cce touches every row"
+            )
+        whole = self.loss.loss == "cce" or training.table_updates == "dense"
+        if training.table_dtype == "bfloat16" and whole:
+            raise ValueError(
+                "table_dtype bfloat16 needs loss cce- and table_updates adam or adagrad, which "
+                "round at random: AdamW would round small steps away"
+            )
         return self
+
+    def resolved(self, num_items: int) -> Self:
+        """The configuration with the updates that `auto` stands for in a catalogue."""
+        training = self.training
+        if training.table_updates != "auto":
+            return self
+        is_large = num_items * self.model.width >= LARGE_TABLE
+        by_rows = training.table_dtype == "bfloat16" or (is_large and self.loss.loss == "cce-")
+        updates = {"table_updates": "adam" if by_rows else "dense"}
+        return self.model_copy(update={"training": training.model_copy(update=updates)})
+
+    def build_model(self, num_items: int) -> "Transformer":
+        """The model with fresh weights, its tables as their updates need them."""
+        training = self.resolved(num_items).training
+        return self.model.build(
+            num_items, table_dtype=training.table_dtype, by_rows=training.by_rows
+        )
 
     @classmethod
     def from_flat(cls, values: dict[str, Any]) -> Self:

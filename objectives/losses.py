@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kernels import Uniform, full_cross_entropy, sampled_cross_entropy
+from kernels import RowSink, Uniform, full_cross_entropy, sampled_cross_entropy
 from objectives.config import LossConfig
 from objectives.data.batches import NO_TARGET
 
@@ -16,13 +16,14 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 without a target; step is int64 [1] on the device."""
 
 
-def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> Loss:
+def build_loss(config: LossConfig, seed: int, sink: RowSink | None = None) -> Loss:
     """The loss that the configuration names; its negatives are drawn anew for every step.
 
     Args:
         config: The loss.
         seed: Seeds the negatives.
-        table_gradient: See `kernels.sampled_cross_entropy`; that of the whole catalogue is dense.
+        sink: Where the rows of the table's gradient go; None: it is dense, as it always is over
+            the whole catalogue.
     """
     if config.loss == "cce":
         return lambda states_ND, table_VD, targets_N, step: full_cross_entropy(
@@ -39,7 +40,7 @@ def build_loss(config: LossConfig, seed: int, table_gradient: str = "dense") -> 
             group_size=config.group_size,
             ignore_index=NO_TARGET,
             reduction="sum",
-            table_gradient=table_gradient,
+            table_gradient="dense" if sink is None else sink,
         )
 
     return sampled

@@ -1,4 +1,4 @@
-"""Measures the peak memory of a trial, and holds it to its budget."""
+"""Measures the peak memory of a trial, holds it to its budget, and says what it takes at least."""
 
 import gc
 import weakref
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from objectives.config import TrialConfig
 from objectives.trial import InfeasibleTrial, MachineFault, MemorySource
 
 
@@ -35,6 +36,27 @@ class MemoryMeter:
     def peak_reserved(self) -> int | None:
         """Bytes reserved by the allocator at most so far; None without a GPU."""
         return self._reserved()
+
+
+def least_table_memory(config: TrialConfig, num_items: int) -> int:
+    """Bytes that the item tables take in training at least, whatever the batch.
+
+    With V items of width D, each table takes::
+
+        dense     16 V D            weights, gradient and two moments, float32
+        adam      (b + 2) V D + 8 V   weights of b bytes, first moments in bfloat16; a row's second
+                                      moment and last step
+        adagrad   b V D + 4 V         weights, and a row's accumulator
+
+    What depends on the batch is left out: the rows of the gradient, which are not [V, D], and the
+    activations.
+    """
+    training = config.resolved(num_items).training
+    element, row = {"dense": (16, 0), "adam": (6, 8), "adagrad": (4, 4)}[training.table_updates]
+    if training.table_dtype == "bfloat16":
+        element -= 2
+    tables = 2 if config.model.output_table == "separate" else 1
+    return tables * num_items * (element * config.model.width + row)
 
 
 def memory_source(device: torch.device) -> MemorySource:

@@ -14,9 +14,15 @@ from objectives.data import PreparedData, Targets
 from objectives.data.sequences import DeviceSequences
 from objectives.evaluation import evaluate
 from objectives.losses import build_loss
-from objectives.memory import MemoryMeter, measured_memory
+from objectives.memory import MemoryMeter, least_table_memory, measured_memory
 from objectives.training import NonFiniteLoss, Trainer
-from objectives.trial import QUALITY, DivergedTrial, TrialContext, TrialResult
+from objectives.trial import (
+    QUALITY,
+    DivergedTrial,
+    InfeasibleTrial,
+    TrialContext,
+    TrialResult,
+)
 
 _EVALUATION_BATCHES = 2
 """Users of an evaluation batch over sequences of a training batch; a forward pass keeps nothing,
@@ -70,6 +76,8 @@ class SequentialObjective:
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         """Trains with early stopping, restores the best weights, and tests once."""
         begin = time.perf_counter()
+        config = config.resolved(self.data.num_items)
+        self.check_tables(config, context.memory_budget)
         training = {**config.flat(), "seed": context.seed, "data": self.data.digest}
         path = context.checkpoint
         # Before the memory is measured: what is read is not part of a training.
@@ -130,12 +138,24 @@ class SequentialObjective:
         )
         return progress.history[-1]
 
+    def check_tables(self, config: TrialConfig, budget: int) -> None:
+        """Allocates nothing.
+
+        Raises:
+            InfeasibleTrial: The item tables alone exceed the budget.
+        """
+        needed = least_table_memory(config, self.data.num_items)
+        if needed > budget:
+            raise InfeasibleTrial(needed, "predicted")
+
     def probe(self, config: TrialConfig, budget: int) -> int:
         """Peak memory, in bytes, of one training step on the largest batch.
 
         Raises:
             InfeasibleTrial: It does not fit the budget.
         """
+        config = config.resolved(self.data.num_items)
+        self.check_tables(config, budget)
         with measured_memory(self.device, budget) as memory:
             trainer = self._trainer(config, seed=0)
             trainer.train_step(trainer.batches.largest())
@@ -143,9 +163,10 @@ class SequentialObjective:
 
     def _trainer(self, config: TrialConfig, seed: int) -> Trainer:
         torch.manual_seed(seed)
+        model = config.build_model(self.data.num_items).to(self.device)
         return Trainer(
-            config.model.build(self.data.num_items).to(self.device),
-            build_loss(config.loss, seed, config.training.table_gradient),
+            model,
+            build_loss(config.loss, seed, model.outputs.sink),
             DeviceSequences(self.data.train, self.device),
             config.training,
             seed,

@@ -8,14 +8,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.blocks import Block
 from models.transformer import Transformer
-from objectives.capture import CapturedStep, GraphMemory, Step
+from objectives.capture import CapturedStep, GraphMemory
 from objectives.config import TrainingConfig
-from objectives.data.batches import NO_SHAPE, Plan, Shape, TrainingBatches
+from objectives.data.batches import Plan, Shape, TrainingBatches
 from objectives.data.sequences import DeviceSequences, TargetBatch
 from objectives.losses import Loss
 from objectives.optimization import Optimization
@@ -68,16 +69,10 @@ class Trainer:
         )
         num_steps = self.config.max_epochs * len(self.batches)
         self.optimization = Optimization(self.model, self.config, num_steps)
-        self._whole: Step = self._whole_step
-        self._part: Step = self._add_gradients
-        self._update: Step = self._move
-        self._graphs = None
+        self._graphs = self._captured = None
         if self.device.type == "cuda":
             self._graphs = GraphMemory(self.device)
-            self._whole, self._part, self._update = (
-                CapturedStep(step, self._graphs)
-                for step in (self._whole, self._part, self._update)
-            )
+            self._captured = CapturedStep(self._step_on_device, self._graphs)
 
     def train_epoch(self) -> float:
         """One pass over the sequences.
@@ -107,23 +102,23 @@ class Trainer:
         """
         self.optimization.set_rate(self.step)
         self.step += 1
-        if self.config.accumulation == 1:
-            (part,) = parts
-            return self._whole(torch.from_numpy(part.numbers), part.shape)
-        total = torch.zeros((), device=self.device)
-        for part in parts:
-            total += self._part(torch.from_numpy(part.numbers), part.shape)
-        self._update(torch.zeros(0), NO_SHAPE)
-        return total
-
-    def _whole_step(self, numbers: Tensor, shape: Shape) -> Tensor:
-        total = self._add_gradients(numbers, shape)
+        if self._captured is not None:
+            numbers = torch.from_numpy(np.stack([part.numbers for part in parts]))
+            return self._captured(numbers, parts[0].shape)
+        total = sum(
+            (self._add_gradients(torch.from_numpy(part.numbers), part.shape) for part in parts),
+            start=torch.zeros(()),
+        )
         self.optimization.step()
         return total
 
-    def _move(self, numbers: Tensor, shape: Shape) -> Tensor:
-        self.optimization.step(keep_gradients=numbers.is_cuda)
-        return numbers
+    def _step_on_device(self, numbers: Tensor, shape: Shape) -> Tensor:
+        """A step on parts of one shape, each with a row of numbers."""
+        total = torch.zeros((), device=self.device)
+        for part in numbers:
+            total += self._add_gradients(part, shape)
+        self.optimization.step()
+        return total
 
     def _add_gradients(self, numbers: Tensor, shape: Shape) -> Tensor:
         """Adds the gradients of a part to those of the mean loss; gives its summed loss."""

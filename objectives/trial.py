@@ -43,7 +43,7 @@ class InfeasibleTrial(Exception):
     """The configuration does not fit the budget.
 
     Attributes:
-        peak_bytes: Its peak memory; a lower bound where the source is "out-of-memory".
+        peak_bytes: Its peak memory; a lower bound unless the source is "probed".
         source: How that is known.
     """
 

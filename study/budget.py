@@ -65,6 +65,7 @@ def check_floor(
     for smallest in space.smallest():
         shown = ", ".join(f"{name} {smallest.flat()[name]}" for name in space.open)
         try:
+            objective.check_tables(smallest, budget)
             floors.append((objective.probe(smallest, total_memory(device)), shown))
         except InfeasibleTrial as error:
             floors.append((error.peak_bytes, shown))

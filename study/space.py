@@ -54,15 +54,17 @@ class Space:
     Attributes:
         open: Settings that every trial chooses.
         fixed: Settings with one value for all trials; the others have their defaults.
+        num_items: V, by which `auto` is resolved.
     """
 
     open: dict[str, Range | Choices]
     fixed: dict[str, Value]
+    num_items: int
 
     def suggest(self, trial: "optuna.Trial") -> TrialConfig:
-        """The configuration of a trial."""
+        """The configuration of a trial, in which nothing is `auto`."""
         suggested = {name: part.suggest(trial, name) for name, part in self.open.items()}
-        return TrialConfig.from_flat({**self.fixed, **suggested})
+        return TrialConfig.from_flat({**self.fixed, **suggested}).resolved(self.num_items)
 
     def smallest(self) -> list[TrialConfig]:
         """The configurations with the least of every number, one for each choice of words."""
@@ -96,7 +98,7 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
     Args:
         asked: Setting -> one value (fixed), two numbers (a range), or more values or words
             (choices).
-        num_items: V; sampled negatives range to V-1.
+        num_items: V; sampled negatives range to V-1, and `auto` is resolved by it.
         num_sequences: Training sequences; the batch size ranges to that.
 
     Raises:
@@ -117,6 +119,11 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
     asked = default | asked
 
     parts = {name: _parse(name, raw) for name, raw in asked.items()}
+    updates = parts.get("table_updates")
+    if isinstance(updates, Choices) and "auto" in updates.values:
+        raise UserError(
+            "--space.table_updates: auto stands for one of the others; leave it out of the choices"
+        )
     limits = [("batch_size", num_sequences, f"the data has {num_sequences:,} training sequences")]
     if parts.get("loss") != "cce":
         limits.append(("negatives", num_items - 1, f"the catalogue has {num_items:,} items"))
@@ -126,6 +133,7 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
     space = Space(
         {name: part for name, part in parts.items() if isinstance(part, (Range, Choices))},
         {name: part for name, part in parts.items() if not isinstance(part, (Range, Choices))},
+        num_items,
     )
     _check_combinations(space)
     return space
@@ -191,9 +199,9 @@ def _largest(part: Range | Choices | Value) -> float:
 
 def _check_combinations(space: Space) -> None:
     options: dict[str, tuple[Value, ...]] = {}
-    for name in _NO_RANGE:
-        part = space.open.get(name)
-        if isinstance(part, Choices):
+    for name, part in space.open.items():
+        is_word = isinstance(part, Choices) and isinstance(part.values[0], str)
+        if isinstance(part, Choices) and (is_word or name in _NO_RANGE):
             options[name] = part.values
     for values in itertools.product(*options.values()):
         try:

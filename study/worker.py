@@ -173,7 +173,7 @@ class Worker:
                 "outcome": "infeasible",
                 "reason": error.source,
                 "peak_memory": error.peak_bytes,
-                "at_least": error.source == "out-of-memory",
+                "at_least": error.source != "probed",
             }
         except DivergedTrial as error:
             result |= {

@@ -47,9 +47,6 @@ class Shape(NamedTuple):
     longest: int
 
 
-NO_SHAPE = Shape(0, 0, 0, 0)
-
-
 class Plan(NamedTuple):
     """A part of a batch as the host knows it.
 
@@ -133,7 +130,9 @@ class TrainingBatches:
                 # The masks of as many tokens spread wider than a filled share of them.
                 mean_rows = mean_tokens * mask_share
                 self._multiple_N = _multiple_of(max(mean_rows, 4 * mean_rows**0.5 / _FILLED_SHARE))
-            self._num_fillers = -(-self._multiple_T // max_length)
+            # Parts differ by one sequence, or less than that.
+            most_filled = self._multiple_T + (max_length if parts > 1 else 0)
+            self._num_fillers = -(-most_filled // max_length)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -159,42 +158,49 @@ class TrainingBatches:
         return self.plans(np.argsort(-self._lengths_S, kind="stable")[: self._batch_size])
 
     def plans(self, rows: _Integers) -> list[Plan]:
-        """The batch of these sequences."""
-        size = -(-len(rows) // self._parts)
-        plans = [self._plan(rows[begin : begin + size]) for begin in range(0, len(rows), size)]
-        num_predictions = sum(plan.num_predictions for plan in plans)
-        for plan in plans:
-            plan.numbers[0] = num_predictions
+        """The batch of these sequences; where sizes are fixed, its parts are of one shape."""
+        if self._parts == 1:
+            parts = [rows]
+        else:
+            # Dealt out by length, so that the parts have about as many tokens.
+            rows = rows[np.argsort(-self._lengths_S[rows], kind="stable")]
+            parts = [rows[first :: self._parts] for first in range(min(self._parts, len(rows)))]
+        masks: list[_Integers | None] = [None] * len(parts)
+        sizes = num_predictions = [int(self._lengths_S[part].sum()) for part in parts]
+        if self._mask_share is not None:
+            masks = [self._draw_masks(self._lengths_S[part]) for part in parts]
+            num_predictions = [0 if mask is None else len(mask) for mask in masks]
+        plans = []
+        for part, masked_N, size, number in zip(parts, masks, sizes, num_predictions, strict=True):
+            shape = Shape(len(part), size, number, int(self._lengths_S[part].max(initial=0)))
+            if self._fixed_size:
+                shape = Shape(
+                    self._fixed_size,
+                    _rounded_up(max(sizes), self._multiple_T),
+                    _rounded_up(max(num_predictions), self._multiple_N),
+                    self._max_length,
+                )
+            heads = np.array([sum(num_predictions), number])
+            numbers = np.concatenate([heads, *self._numbers(part, masked_N, shape)])
+            plans.append(Plan(shape, numbers, size, number))
         return plans
 
-    def _plan(self, rows_B: _Integers) -> Plan:
+    def _numbers(
+        self, rows_B: _Integers, masked_N: _Integers | None, shape: Shape
+    ) -> list[_Integers]:
         lengths_B = self._lengths_S[rows_B]
-        num_items = num_predictions = int(lengths_B.sum())
-        masked_N = np.zeros(0, np.int64)
-        if self._mask_share is not None:
-            masked_N = self._draw_masks(lengths_B)
-            num_predictions = len(masked_N)
-        longest = self._max_length if self._fixed_size else int(lengths_B.max(initial=0))
-        missing = max(0, self._fixed_size - len(rows_B))
-        num_tokens = _rounded_up(num_items, self._multiple_T)
-        num_rows = _rounded_up(num_predictions, self._multiple_N)
-        fillers = num_tokens - num_items - np.arange(self._num_fillers) * longest
+        missing = shape.num_sequences - len(rows_B)
+        fillers = shape.num_tokens - lengths_B.sum() - np.arange(self._num_fillers) * shape.longest
         lengths_P = np.concatenate(
-            [lengths_B, np.zeros(missing, np.int64), fillers.clip(0, longest)]
+            [lengths_B, np.zeros(missing, np.int64), fillers.clip(0, shape.longest)]
         )
-        numbers = [
-            np.array([0, num_predictions]),
-            np.pad(rows_B, (0, missing)),
-            np.zeros(1, np.int64),
-            lengths_P.cumsum(),
-        ]
-        if self._mask_share is not None:
+        numbers = [np.pad(rows_B, (0, missing)), np.zeros(1, np.int64), lengths_P.cumsum()]
+        if masked_N is not None:
             # A row more of a masked token changes nothing.
-            numbers.append(np.resize(masked_N, num_rows))
+            numbers.append(np.resize(masked_N, shape.num_rows))
         if self._sequences.on_host:
-            numbers += self._items_of(rows_B, lengths_B, num_tokens)
-        shape = Shape(len(rows_B) + missing, num_tokens, num_rows, longest)
-        return Plan(shape, np.concatenate(numbers), num_items, num_predictions)
+            numbers += self._items_of(rows_B, lengths_B, shape.num_tokens)
+        return numbers
 
     def _draw_masks(self, lengths_B: _Integers) -> _Integers:
         """The tokens that are masked, at least one of every sequence."""

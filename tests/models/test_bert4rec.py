@@ -63,11 +63,12 @@ def test_the_mask_is_no_item() -> None:
 
 
 def test_a_mask_touches_no_row_of_the_table() -> None:
-    bert = model()
-    bert.items.sparse_gradient = True
+    bert = BERT4Rec(model().config, NUM_ITEMS, by_rows=True)
     bert.look_up(torch.tensor([3, MASK, 5])).sum().backward()  # type: ignore[no-untyped-call]
-    assert bert.items.weight.grad is not None
-    assert bert.items.weight.grad.coalesce().indices().tolist() == [[3, 5]]
+    assert bert.items.sink is not None
+    gradient = bert.items.sink.take()
+    assert gradient is not None
+    assert gradient.items_U.tolist() == [3, 5]
 
 
 def test_gradients_reach_every_parameter() -> None:

@@ -34,11 +34,49 @@ def test_every_setting_stands_once() -> None:
         ("max_epochs", 0),
         ("patience", 0),
         ("loss", "bce"),
+        ("table_updates", "rows"),
+        ("table_dtype", "float16"),
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         TrialConfig.from_flat({name: value})
+
+
+@pytest.mark.parametrize("updates", ["adam", "adagrad"])
+def test_the_whole_catalogue_has_no_touched_rows(updates: str) -> None:
+    with pytest.raises(ValidationError, match=f"table_updates {updates} needs loss cce-"):
+        TrialConfig.from_flat({"loss": "cce", "table_updates": updates})
+
+
+@pytest.mark.parametrize("other", [{"loss": "cce"}, {"table_updates": "dense"}])
+def test_a_half_table_needs_updates_by_rows(other: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="table_dtype bfloat16 needs loss cce- and"):
+        TrialConfig.from_flat({"table_dtype": "bfloat16"} | other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_items", "updates"),
+    [
+        ({}, 54_542, "dense"),
+        ({"width": 64}, (1 << 20) - 1, "dense"),
+        ({"width": 64}, 1 << 20, "adam"),
+        ({"width": 128}, 1 << 19, "adam"),
+        ({"width": 128, "loss": "cce"}, 5_000_000, "dense"),
+        ({"table_dtype": "bfloat16"}, 10, "adam"),
+        ({"table_updates": "dense"}, 5_000_000, "dense"),
+        ({"table_updates": "adagrad"}, 10, "adagrad"),
+    ],
+)
+def test_auto_goes_by_the_size_of_the_table(
+    settings: dict[str, object], num_items: int, updates: str
+) -> None:
+    config = TrialConfig.from_flat(settings)
+    resolved = config.resolved(num_items)
+    assert resolved.training.table_updates == updates
+    assert resolved.resolved(num_items) == resolved
+    assert resolved.training.by_rows == (updates != "dense")
+    assert {**resolved.flat(), "table_updates": ""} == {**config.flat(), "table_updates": ""}
 
 
 def test_configurations_do_not_import_torch() -> None:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from kernels import full_cross_entropy
-from objectives.memory import measured_memory, memory_source
+from objectives.config import TrialConfig
+from objectives.memory import least_table_memory, measured_memory, memory_source
 from objectives.trial import InfeasibleTrial
 
 CPU = torch.device("cpu")
@@ -155,3 +156,21 @@ def test_other_exceptions_pass_through_and_end_the_measurement() -> None:
     with pytest.raises(KeyError), measured_memory(CPU, 100):
         raise KeyError
     assert torch.zeros(1000).sum() == 0  # no longer held to the budget of 100 bytes
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # 5 M items of width 128 are 640 M elements.
+        ({"table_updates": "dense"}, 10_240_000_000),
+        ({"table_updates": "adam"}, 3_880_000_000),
+        ({}, 3_880_000_000),
+        ({"table_dtype": "bfloat16"}, 2_600_000_000),
+        ({"table_updates": "adagrad"}, 2_580_000_000),
+        ({"table_updates": "adagrad", "table_dtype": "bfloat16"}, 1_300_000_000),
+        ({"loss": "cce", "output_table": "separate"}, 20_480_000_000),
+    ],
+)
+def test_what_large_tables_take_at_least(settings: dict[str, str], expected: int) -> None:
+    config = TrialConfig.from_flat({"width": 128} | settings)
+    assert least_table_memory(config, 5_000_000) == expected

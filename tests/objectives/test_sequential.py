@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from objectives import checkpoint, sequential
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Targets
 from objectives.errors import UserError
+from objectives.memory import least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
 from objectives.training import Trainer
 from objectives.trial import QUALITY, DivergedTrial, InfeasibleTrial, TrialContext
@@ -146,9 +148,13 @@ class Killed(Exception):
 
 
 @pytest.mark.usefixtures("every_epoch_is_saved")
-@pytest.mark.parametrize("table_updates", ["dense", "rows"])
+@pytest.mark.parametrize(
+    ("table_updates", "table_dtype"),
+    [("dense", "float32"), ("adam", "float32"), ("adagrad", "float32"), ("auto", "bfloat16")],
+)
 def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     table_updates: str,
+    table_dtype: str,
     cycle: PreparedData,
     make_context: MakeContext,
     tmp_path: Path,
@@ -161,6 +167,8 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
         warmup=0.2,
         accumulation=2,
         table_updates=table_updates,
+        table_dtype=table_dtype,
+        clip_norm=1.0,
     )
 
     def run(path: Path | None, last: int = 99) -> tuple[Any, list[tuple[int, float]]]:
@@ -262,6 +270,56 @@ def test_beyond_the_budget_a_trial_is_infeasible(
         objective(config(max_epochs=1), make_context(budget=needed - 1))
     assert caught.value.peak_bytes >= needed - 1
     assert caught.value.source == "out-of-memory"
+
+
+@pytest.mark.parametrize("table_updates", ["dense", "adam", "adagrad"])
+@pytest.mark.parametrize("output_table", ["tied", "separate"])
+def test_the_tables_take_no_less_than_predicted(
+    output_table: str, table_updates: str, cycle: PreparedData
+) -> None:
+    data = replace(cycle, num_items=20_000)
+    dtypes = ("float32",) if table_updates == "dense" else ("float32", "bfloat16")
+    for table_dtype in dtypes:
+        settings = config(
+            table_updates=table_updates, output_table=output_table, table_dtype=table_dtype
+        )
+        peak = SequentialObjective(data, CPU).probe(settings, 1 << 40)
+        # By rows on a CPU, nothing but the bits of the touched items grows with the catalogue.
+        assert 1 < peak / least_table_memory(settings, data.num_items) < 1.5
+
+
+def test_tables_beyond_the_budget_are_not_allocated(
+    cycle: PreparedData, make_context: MakeContext
+) -> None:
+    objective = SequentialObjective(replace(cycle, num_items=10**12), CPU)
+    # First moments and a table in bfloat16; a row's second moment and last step.
+    needed = 10**12 * (16 * 4 + 8)
+    settings = config(table_dtype="bfloat16")
+    for run in (
+        lambda: objective(settings, make_context(budget=needed - 1)),
+        lambda: objective.probe(settings, needed - 1),
+    ):
+        with measured_memory(CPU, 1 << 40) as memory, pytest.raises(InfeasibleTrial) as caught:
+            run()
+        assert memory.peak == 0
+        assert (caught.value.peak_bytes, caught.value.source) == (needed, "predicted")
+        assert str(needed) in str(caught.value)
+
+
+def test_the_updates_that_auto_stands_for_are_those_of_a_checkpoint(
+    cycle: PreparedData,
+    make_context: MakeContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    path = tmp_path / "0.pt"
+    objective = SequentialObjective(cycle, CPU)
+    objective(config(max_epochs=1), make_context(checkpoint=path))
+    objective(config(max_epochs=1, table_updates="dense"), make_context(checkpoint=path))
+    for other in ("adam", "adagrad"):
+        with pytest.raises(UserError, match=r"another training \(table_updates differ\)"):
+            objective(config(max_epochs=1, table_updates=other), make_context(checkpoint=path))
 
 
 def test_a_probe_takes_one_step_and_holds_to_the_budget(cycle: PreparedData) -> None:

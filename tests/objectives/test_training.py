@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
+from kernels import RowGradient
 from kernels.candidates import Draws, draw
 from models.packing import Packing
 from objectives.config import TrialConfig
@@ -27,9 +27,10 @@ def make_trainer(data: PreparedData, seed: int = 0, **settings: object) -> Train
     fast = {"batch_size": 16, "learning_rate": 0.01, "negatives": 8, "group_size": 4}
     config = TrialConfig.from_flat(small | fast | settings)
     torch.manual_seed(seed)
+    model = config.build_model(data.num_items)
     return Trainer(
-        config.model.build(data.num_items),
-        build_loss(config.loss, seed, config.training.table_gradient),
+        model,
+        build_loss(config.loss, seed, model.outputs.sink),
         DeviceSequences(data.train, CPU),
         config.training,
         seed,
@@ -212,18 +213,25 @@ def test_the_rate_rises_and_falls_along_a_cosine(cycle: PreparedData) -> None:
     assert rates(make_trainer(cycle, **settings), 5) == pytest.approx([0.3, 0.6, 0.9, 0.9, 0.9])
 
 
-@pytest.mark.parametrize("table_updates", ["dense", "rows"])
+@pytest.mark.parametrize("output_table", ["tied", "separate"])
+@pytest.mark.parametrize("table_updates", ["dense", "adam", "adagrad"])
 def test_a_long_gradient_is_scaled_down(
-    table_updates: str, cycle: PreparedData, monkeypatch: pytest.MonkeyPatch
+    table_updates: str, output_table: str, cycle: PreparedData
 ) -> None:
     norms = []
 
-    def measure(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def measure(
+        optimizer: torch.optim.Optimizer, _: object, options: dict[str, list[RowGradient]]
+    ) -> None:
         grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        norms.append(torch.stack([grad.to_dense().norm() for grad in grads]).norm() ** 2)
+        grads += [gradient.rows_UD for gradient in options.get("gradients", [])]
+        known = [grad.norm() for grad in grads if grad is not None]
+        norms.append(torch.stack(known).norm() ** 2)
 
     for clip_norm in (0.0, 1e-3):
-        trainer = make_trainer(cycle, clip_norm=clip_norm, table_updates=table_updates)
+        trainer = make_trainer(
+            cycle, clip_norm=clip_norm, table_updates=table_updates, output_table=output_table
+        )
         for optimizer in trainer.optimization._optimizers:
             optimizer.register_step_pre_hook(measure)
         trainer.train_step(trainer.batches.largest())
@@ -232,9 +240,27 @@ def test_a_long_gradient_is_scaled_down(
     assert clipped == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_a_norm_is_that_of_the_dense_gradient(cycle: PreparedData) -> None:
+    """Row by row or whole, what the blocks are left with is scaled by the norm of everything."""
+    moments = []
+    for table_updates in ("dense", "adam"):
+        trainer = make_trainer(cycle, clip_norm=1e-3, accumulation=2, table_updates=table_updates)
+        trainer.train_step(trainer.batches.largest())
+        (optimizer, *_) = trainer.optimization._optimizers
+        assert trainer.model.positions is not None
+        moments.append(optimizer.state[trainer.model.positions]["exp_avg"])
+    torch.testing.assert_close(*moments, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("output_table", ["tied", "separate"])
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("table_updates", "table_dtype"),
+    [("adam", "float32"), ("adagrad", "float32"), ("adam", "bfloat16")],
+)
 def test_only_touched_rows_of_the_tables_move(
+    table_updates: str,
+    table_dtype: str,
     accumulation: int,
     output_table: str,
     cycle: PreparedData,
@@ -243,7 +269,9 @@ def test_only_touched_rows_of_the_tables_move(
     data = replace(cycle, num_items=60, train=sequences_of([[50, 51], [52, 53, 54]]))
     trainer = make_trainer(
         data,
-        table_updates="rows",
+        table_updates=table_updates,
+        table_dtype=table_dtype,
+        learning_rate=0.1,  # No step is lost to the rounding of a half table.
         output_table=output_table,
         accumulation=accumulation,
         negatives=2,
@@ -269,15 +297,46 @@ def test_only_touched_rows_of_the_tables_move(
         assert moved == {"items.weight": sorted(inputs), "_outputs.weight": sorted(outputs)}
 
 
-def test_rows_learn_a_pattern_too(cycle: PreparedData) -> None:
-    trainer = make_trainer(cycle, table_updates="rows")
-    losses = [trainer.train_epoch() for _ in range(20)]
-    assert losses[-1] < 0.3 * losses[0]
+@pytest.mark.parametrize(("architecture", "share"), [("sasrec", 0.3), ("bert4rec", 0.8)])
+@pytest.mark.parametrize(
+    ("table_updates", "table_dtype", "learning_rate"),
+    [("adam", "float32", 0.01), ("adagrad", "float32", 0.05), ("auto", "bfloat16", 0.01)],
+)
+def test_rows_learn_a_pattern_too(
+    table_updates: str,
+    table_dtype: str,
+    learning_rate: float,
+    architecture: str,
+    share: float,
+    cycle: PreparedData,
+) -> None:
+    trainer = make_trainer(
+        cycle,
+        architecture=architecture,
+        table_updates=table_updates,
+        table_dtype=table_dtype,
+        learning_rate=learning_rate,
+    )
+    losses = [trainer.train_epoch() for _ in range(30)]
+    assert losses[-1] < share * losses[0]
+    assert trainer.model.items.weight.dtype == getattr(torch, table_dtype)
 
 
-def test_the_whole_catalogue_has_no_touched_rows() -> None:
-    with pytest.raises(ValidationError, match="table_updates rows needs loss cce-"):
-        TrialConfig.from_flat({"loss": "cce", "table_updates": "rows"})
+def test_no_gradient_of_a_table_is_left_to_autograd(cycle: PreparedData) -> None:
+    trainer = make_trainer(cycle, table_updates="adam")
+    batch = largest_batch(trainer)
+    states_TD = trainer.model(batch.ids_T, batch.packing)
+    assert states_TD.dtype == torch.float32
+    table_VD = trainer.model.outputs.weight
+    step = torch.zeros(1, dtype=torch.int64)
+    trainer.loss(states_TD, table_VD, batch.targets_N, step).backward()  # type: ignore[no-untyped-call]
+    assert table_VD.grad is None
+    sink = trainer.model.outputs.sink
+    assert sink is not None
+    rows = sink.take()
+    assert rows is not None
+    assert set(batch.ids_T.tolist()) | set(batch.targets_N.tolist()) <= set(rows.items_U.tolist())
+    assert sink.take() is None
 
 
 def test_the_encoder_gives_the_state_behind_the_last_item(

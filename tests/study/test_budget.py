@@ -47,3 +47,15 @@ def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv
         check_floor(objective, space, needed - 1, CPU)
     assert format_bytes(needed) in str(caught.value)
     assert "width 8" in str(caught.value)
+
+
+def test_a_table_beyond_the_budget_is_not_even_probed(
+    tiny_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
+    objective = SequentialObjective(data, CPU)
+    monkeypatch.setattr(SequentialObjective, "probe", None)
+    space = build_space({"width": 4096}, data.num_items, len(data.train))
+    with pytest.raises(UserError) as caught:
+        check_floor(objective, space, 2**20, CPU)
+    assert format_bytes(16 * 4096 * data.num_items) in str(caught.value)

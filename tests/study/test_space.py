@@ -78,6 +78,25 @@ def test_suggestions_are_inside_the_space_and_logarithmic() -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "num_items", "updates"),
+    [
+        ({}, 1000, {"dense"}),
+        ({"width": [64, 128]}, 600_000, {"dense", "adam"}),
+        ({}, 5_000_000, {"adam"}),
+        ({"table_dtype": ["float32", "bfloat16"]}, 1000, {"dense", "adam"}),
+    ],
+)
+def test_no_configuration_is_auto(
+    asked: dict[str, Any], num_items: int, updates: set[str]
+) -> None:
+    space = build_space(asked, num_items, 5000)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    configs = [space.suggest(study.ask()) for _ in range(20)]
+    assert {config.training.table_updates for config in configs} == updates
+    assert space.as_dict()["table_updates"] == "auto"
+
+
+@pytest.mark.parametrize(
     ("asked", "words"),
     [
         ({"negative": 3}, ("negative", "no such setting")),
@@ -97,6 +116,9 @@ def test_suggestions_are_inside_the_space_and_logarithmic() -> None:
         ({"learning_rate": 0}, ("learning_rate 0", "greater than 0")),
         ({"dropout": 1}, ("dropout 1", "less than 1")),
         ({"loss": "softmax"}, ("softmax", "cce-")),
+        ({"table_updates": ["auto", "adam"]}, ("table_updates", "leave it out")),
+        ({"table_updates": ["dense", "adam"], "loss": ["cce", "cce-"]}, ("adam", "cce-")),
+        ({"table_dtype": "bfloat16", "loss": "cce"}, ("bfloat16", "cce-")),
         ({"width": 33, "num_heads": 2}, ("width 33", "num_heads 2")),
         ({"width": [32, 64], "num_heads": [2, 3]}, ("width 32", "num_heads 3")),
     ],

@@ -94,6 +94,7 @@ def test_a_study_in_mlflow(
     assert run.data.tags["seed"] == "0"
     assert run.info.status == "FINISHED"
     assert run.data.params == {key: str(value) for key, value in trial.config.items()}
+    assert run.data.params["table_updates"] == "dense", "what auto stood for"
     history = client.get_metric_history(run.info.run_id, QUALITY)
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2)]
     assert run.data.metrics["final/test/ndcg_at_10"] == 0.15

@@ -65,6 +65,7 @@ def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
     assert record.outcome == "complete"
     assert record.metrics["test/ndcg_at_10"] == 0.05
     assert record.config["batch_size"] == batch_size
+    assert record.config["table_updates"] == "dense", "what auto stood for"
     assert record.tags == {"device": "cpu", "seed": "0"}
     assert record.seconds == 0.5
     (epoch,) = ledger.epochs(0)
@@ -76,6 +77,7 @@ def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
     [
         (InfeasibleTrial(2 * BUDGET, "out-of-memory"), "infeasible", 2 * BUDGET, True),
         (InfeasibleTrial(3 * BUDGET, "probed"), "infeasible", 3 * BUDGET, False),
+        (InfeasibleTrial(4 * BUDGET, "predicted"), "infeasible", 4 * BUDGET, True),
         (DivergedTrial(BUDGET // 2, 4), "diverged", BUDGET // 2, False),
         (optuna.TrialPruned("dominated"), "pruned", 1000, False),
     ],
@@ -97,6 +99,7 @@ def test_what_the_configuration_did_is_learned_from(
     assert (record.outcome, record.peak_memory, record.at_least) == (outcome, peak, at_least)
     assert record.reason
     assert record.quality is None
+    assert record.config["table_updates"] == "dense"
 
 
 def test_what_the_machine_did_is_tried_again(ledger: Ledger, build_worker: BuildWorker) -> None:
