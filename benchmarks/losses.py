@@ -1,11 +1,12 @@
 """How good are the models that the losses train? Several seeds each, one setting for a data set.
 
-python -m benchmarks.losses [--compare quickstart | sharing] [--folder FOLDER] [--seeds 3]
+python -m benchmarks.losses [--compare quickstart | sharing | tables] [--folder FOLDER] [--seeds 3]
     [--processes 1] [--time-limit SECONDS] [--output FILE]
 
 quickstart: is CCE- with K = 1024 as good as the full softmax on ml-100k?
 sharing: does it cost quality that 128 rows share their K = 1024 negatives? On MovieLens-1M and
     Amazon Beauty, whose files ml-1m.parquet and amazon-beauty-bert4rec.parquet the folder holds.
+tables: does it cost quality to move only the touched rows of the item table, on Amazon Beauty?
 
 Leave-one-out, NDCG@10 over the whole catalogue, tested with the weights of the best validation
 epoch. The differences are to the first loss with the same seed. The jobs of one seed come before
@@ -43,6 +44,13 @@ _LOSSES: dict[str, dict[str, Any]] = {
     _R128: {"negatives": 1024, "group_size": 128},
     "cce- K=128 R=128": {"negatives": 128, "group_size": 128},
 }
+_SHARED = _LOSSES[_R128]
+_TABLES: dict[str, dict[str, Any]] = {
+    "table dense": {**_SHARED, "table_updates": "dense"},
+    "table adam": {**_SHARED, "table_updates": "adam"},
+    "table adam bf16": {**_SHARED, "table_updates": "adam", "table_dtype": "bfloat16"},
+}
+_SETTINGS = _LOSSES | _TABLES
 
 _QUICKSTART = {"batch_size": 64, "learning_rate": 2e-3, "max_epochs": 60, "patience": 8}
 _SETTING_OF_FILE: dict[str, dict[str, Any]] = {
@@ -117,13 +125,24 @@ def sharing(folder: Path, seeds: int) -> list[Job]:
     ]
 
 
-_COMPARISONS = {"quickstart": quickstart, "sharing": sharing}
+def tables(folder: Path, seeds: int) -> list[Job]:
+    """A table that is moved whole, or by its touched rows, on Amazon Beauty."""
+    file = "amazon-beauty-bert4rec.parquet"
+    data = DataConfig(data=str(folder / file), min_item_users=1)
+    return [
+        Job(data, _SETTING_OF_FILE[file], table, seed)
+        for seed in range(seeds)
+        for table in _TABLES
+    ]
+
+
+_COMPARISONS = {"quickstart": quickstart, "sharing": sharing, "tables": tables}
 
 
 def _train(job: Job, processes: int, results: Connection) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     device = choose_device("auto")
-    config = TrialConfig.from_flat({**job.setting, **_LOSSES[job.loss]})
+    config = TrialConfig.from_flat({**job.setting, **_SETTINGS[job.loss]})
     context = _Context(job.seed, resolve_budget(None, device))
     results.send(SequentialObjective(prepare(job.data), device)(config, context))
 
@@ -191,7 +210,7 @@ def _print_summary(rows: list[dict[str, Any]]) -> None:
                     for row in rows
                     if (row["data"], row["loss"]) == (data, loss)
                 }
-                for loss in _LOSSES
+                for loss in _SETTINGS
             }
             first, *others = (loss for loss, of_seed in of_loss.items() if of_seed)
             for loss in (first, *others):
@@ -221,7 +240,10 @@ def main() -> None:
     )
     parser.add_argument("--compare", choices=_COMPARISONS, default="quickstart")
     parser.add_argument(
-        "--folder", type=Path, default=Path(".data"), help="of the files that sharing trains on"
+        "--folder",
+        type=Path,
+        default=Path(".data"),
+        help="of the files that sharing and tables train on",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="jobs at a time")

@@ -1,6 +1,8 @@
 """What only a card can show: `pytest -m gpu` on a machine that has one."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, top_k
 from kernels.candidates import Draws, draw
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
-from objectives.memory import measured_memory
+from objectives.memory import least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
 from objectives.trial import InfeasibleTrial
 
@@ -115,6 +117,48 @@ def test_a_trial_learns_within_its_budget(data: PreparedData) -> None:
     assert result.quality > 0.9
     assert result.memory_source == "cuda"
     assert 0 < result.peak_memory <= (result.peak_reserved or 0)
+
+
+@pytest.mark.parametrize(
+    ("table_updates", "table_dtype", "learning_rate"),
+    [
+        ("dense", "float32", 5e-3),
+        ("adam", "float32", 5e-3),
+        ("adam", "bfloat16", 5e-3),
+        ("adagrad", "float32", 3e-2),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"output_table": "separate"}, {"accumulation": 3}])
+def test_a_table_learns_by_its_rows(
+    settings: dict[str, Any],
+    table_updates: str,
+    table_dtype: str,
+    learning_rate: float,
+    data: PreparedData,
+) -> None:
+    config = TrialConfig.from_flat(
+        {"batch_size": 64, "negatives": 100, "learning_rate": learning_rate, "dropout": 0.0}
+        | {"table_updates": table_updates, "table_dtype": table_dtype, "clip_norm": 5.0}
+        | settings
+    )
+    assert SequentialObjective(data, CUDA)(config, Context(4 << 30)).quality > 0.8
+
+
+@pytest.mark.parametrize(
+    ("table_updates", "share"), [("dense", 1.0), ("adam", 0.45), ("adagrad", 0.33)]
+)
+def test_a_large_table_takes_what_is_predicted_and_little_more(
+    table_updates: str, share: float, data: PreparedData
+) -> None:
+    data = replace(data, num_items=2_000_000)
+    peaks = []
+    for updates in ("dense", table_updates):
+        config = TrialConfig.from_flat(
+            {"width": 64, "batch_size": 64, "table_updates": updates, "negatives": 100}
+        )
+        peaks.append(SequentialObjective(data, CUDA).probe(config, 16 << 30))
+        assert peaks[-1] >= least_table_memory(config, data.num_items)
+    assert peaks[1] <= share * peaks[0]
 
 
 def test_a_trial_over_its_budget_is_infeasible_and_the_next_is_not(data: PreparedData) -> None:
