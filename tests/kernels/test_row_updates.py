@@ -24,6 +24,9 @@ from kernels import (
     sampled_cross_entropy,
 )
 
+# torch 2.11 warns of them whatever is asked for.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+
 BF16, FP16 = torch.bfloat16, torch.float16
 HALF = (BF16, FP16)
 NUM_ITEMS = 7
@@ -298,6 +301,66 @@ def test_what_stands_behind_the_touched_rows_is_not_read(
     assert torch.equal(table_VD, expected_VD)
     for ours, theirs in zip(state, expected_state, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize("method", ANY)
+def test_step_and_rate_may_be_on_the_device(
+    method: Adam | Adagrad, dtype: torch.dtype, device: torch.device
+) -> None:
+    expected_VD = random(0, NUM_ITEMS, 10).to(dtype).to(device)
+    table_VD = expected_VD.clone()
+    expected_state, state = method.state(table_VD), method.state(table_VD)
+    for step, items in TOUCHED.items():
+        items_U = torch.tensor(items, device=device)
+        rows_UD = random(step, len(items), 10).float().to(device)
+        method.update(expected_VD, items_U, rows_UD, *expected_state, step=step)
+        on_device = {
+            "step": torch.tensor([step], dtype=torch.int32, device=device),
+            "lr": torch.tensor([method.lr], device=device),
+        }
+        method.update(table_VD, items_U, rows_UD, *state, **on_device)
+    if dtype == torch.float32:
+        torch.testing.assert_close(table_VD, expected_VD, rtol=1e-5, atol=1e-6)
+    else:
+        # Of two values that are rounded alike, a few lie on two sides of a bound.
+        assert (table_VD != expected_VD).float().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"lr": 0.1}, r"lr must be float32 of shape \[1\], as the other of step and lr is on"),
+        ({"step": 1}, r"step must be int32 of shape \[1\], as the other of step and lr is on"),
+        ({"step": torch.ones(1)}, r"step must be int32 of shape \[1\].*not torch.float32"),
+        ({"lr": torch.ones(())}, r"lr must be float32 of shape \[1\].*not torch.float32 of shape"),
+    ],
+)
+def test_step_and_rate_are_on_the_device_together(bad: dict[str, Any], message: str) -> None:
+    options = {"step": torch.ones(1, dtype=torch.int32), "lr": torch.ones(1), **bad}
+    table_VD = torch.ones(3, 4)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Adam().update(
+            table_VD, torch.tensor([0]), table_VD[:1], *Adam().state(table_VD), **options
+        )
+
+
+@pytest.mark.usefixtures("triton_backend")
+def test_the_decay_of_weights_is_known_on_the_host(device: torch.device) -> None:
+    table_VD = torch.ones(3, 4, device=device)
+    options = {
+        "step": torch.ones(1, dtype=torch.int32, device=device),
+        "lr": torch.ones(1, device=device),
+    }
+    with pytest.raises(ValueError, match=r"^weight_decay must be 0 where step and lr are on the"):
+        Adam(weight_decay=0.1).update(
+            table_VD,
+            torch.tensor([0], device=device),
+            table_VD[:1],
+            *Adam().state(table_VD),
+            **options,
+        )
 
 
 @pytest.mark.usefixtures("backend")
@@ -651,6 +714,31 @@ def test_every_group_has_its_own_learning_rate(
     # Without a gradient there is no step.
     assert (tables[3] == 1).all()
     assert tables[3] not in optimizer.state
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("method", [RowWiseAdagrad, RowWiseAdam])
+def test_a_rate_on_the_device_may_change_between_steps(
+    method: type[RowWiseAdagrad | RowWiseAdam], device: torch.device
+) -> None:
+    theirs, ours = (
+        torch.nn.Parameter(random(0, NUM_ITEMS, 8).float().to(device)) for _ in range(2)
+    )
+    rate_1 = torch.tensor([0.1], device=device)
+    usual, on_device = method([theirs], lr=0.1), method([ours], lr=rate_1)
+    for step in range(4):
+        for table_VD, optimizer in ((theirs, usual), (ours, on_device)):
+            table_VD.grad = sparse_gradient(table_VD, step)
+            optimizer.step()
+        usual.param_groups[0]["lr"] *= 0.5
+        rate_1 *= 0.5
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert on_device.state[ours]["step"].tolist() == [4]
+    resumed = method([torch.nn.Parameter(ours.detach().clone())], lr=rate_1)
+    resumed.load_state_dict(on_device.state_dict())
+    (state,) = resumed.state.values()
+    assert state["step"].tolist() == [4]
+    assert state["step"] is not on_device.state[ours]["step"]
 
 
 @pytest.mark.usefixtures("backend")
