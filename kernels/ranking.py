@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference_ranking
-from kernels._backend import check_interpreter, choose_backend, forced_backend
+from kernels._backend import check_interpreter, choose_backend
 from kernels._checks import check_count, kind
 
 
@@ -97,8 +97,7 @@ def _backend(states_BD: Tensor, table_VD: Tensor) -> Iterator[ModuleType]:
     """The module that ranks, and the state of PyTorch that it ranks in."""
     device = states_BD.device
     backend: ModuleType = reference_ranking
-    # The kernels have not run on a card yet: they rank where they are asked for.
-    if forced_backend() == "triton" and choose_backend(states_BD, table_VD) == "triton":
+    if choose_backend(states_BD, table_VD) == "triton":
         check_interpreter(device)
         from kernels import triton_ranking_launch as backend
     with (

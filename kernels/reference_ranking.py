@@ -10,6 +10,12 @@ from torch import Tensor
 
 from kernels import reference
 
+_PART_OF_TILE = 128
+"""Part of a loss's tile that scores are made in: ordering them takes up to ten times their bytes,
+and an evaluation is not to set the peak of a training."""
+_LEAST_ITEMS = 64
+"""Items of a tile of more rows than that leaves room for."""
+
 
 def target_ranks(
     states_BD: Tensor, table_VD: Tensor, targets_B: Tensor, seen: tuple[Tensor, Tensor] | None
@@ -58,7 +64,8 @@ def _score_tiles(
 ) -> Iterator[tuple[int, Tensor]]:
     """The scores of all rows for some items, and the first of these; -inf where one was seen."""
     num_items = len(table_VD)
-    items_per_tile = max(least_items, reference.TILE_ELEMENTS // max(*states_BD.shape, 1))
+    largest = reference.TILE_ELEMENTS // max(*states_BD.shape, 1)
+    items_per_tile = max(least_items, min(largest, _LEAST_ITEMS), largest // _PART_OF_TILE)
     for first in range(0, num_items, items_per_tile):
         last = min(first + items_per_tile, num_items)
         scores_Bv = states_BD.float() @ table_VD[first:last].float().T

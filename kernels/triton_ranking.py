@@ -40,10 +40,23 @@ def score_of_key(key):
 
 
 @triton.jit
-def is_above(score, item, own, target):
-    """Whether an item is listed before a row's target, whose score is its own."""
-    tied = (score == own[:, None]) & (item[None, :] < target[:, None])
-    return (score > own[:, None]) | tied
+def next_below(score):
+    """The next lower float; NaN for -inf and NaN. Both zeros have the least negative one."""
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
+    # Beside zero the order of the bits is that of the numbers, and turned where they are negative.
+    lower = tl.where(bits == 0, -0x7FFFFFFF, bits + tl.where(bits > 0, -1, 1))
+    lower = lower.to(tl.int32).to(tl.float32, bitcast=True)
+    return tl.where(score == score, lower, score)
+
+
+@triton.jit
+def is_above(score, item, own, below_own, target):
+    """Whether an item is listed before a row's target, whose score is its own.
+
+    Equal scores of lower items are above the next lower float: one comparison an element decides.
+    """
+    bound = tl.where(item[None, :] < target[:, None], below_own[:, None], own[:, None])
+    return score > bound
 
 
 @triton.jit
@@ -114,6 +127,7 @@ def count_above(
     )  # fmt: skip
     own = tl.where((target >= 0) & (target < num_items), own, float("nan"))
     target = target.to(tl.int32)
+    below_own = next_below(own)
     count = tl.zeros((BLOCK_R,), tl.int32)
     first = split * items_per_split
     last = tl.minimum(first + items_per_split, num_items)
@@ -122,7 +136,7 @@ def count_above(
             begin, held, row, states, table, num_items, states_stride, table_stride,
             D, BLOCK_K, BLOCK_D, DTYPE, PRECISION,
         )  # fmt: skip
-        count += tl.sum(is_above(score, item, own, target).to(tl.int32), 1)
+        count += tl.sum(is_above(score, item, own, below_own, target).to(tl.int32), 1)
     tl.atomic_add(counts + row, count, mask=row_mask, sem="relaxed")
     tl.store(own_scores + row, own, mask=row_mask & (split == 0))
 
@@ -233,6 +247,7 @@ def append_above(
     # Nothing ties with an absent bound, nor with a row that is none.
     tied = row_mask & (bound > ABSENT_KEY)
     end_of_ties = tl.where(tied, item_of_key(bound) + 1, 0).to(tl.int32)
+    below_lowest = next_below(lowest)
     room = tl.zeros((BLOCK_R,), tl.int64) + capacity
     start = row.to(tl.int64) * capacity
     if starts is not None:
@@ -246,7 +261,7 @@ def append_above(
             begin, held, row, states, table, num_items, states_stride, table_stride,
             D, BLOCK_K, BLOCK_D, DTYPE, PRECISION,
         )  # fmt: skip
-        found = is_above(score, item, lowest, end_of_ties)
+        found = is_above(score, item, lowest, below_lowest, end_of_ties)
         # Few tiles have any.
         if tl.max(tl.max(found.to(tl.int32), 1), 0) > 0:
             counter = num_found + row[:, None] + tl.zeros((BLOCK_R, BLOCK_K), tl.int32)

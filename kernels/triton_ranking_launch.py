@@ -8,13 +8,21 @@ unseen items reach. The second collects what reaches it, a little more than k it
 where S is several times k. Of few items every one is its own group, and the first pass is enough.
 """
 
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels import reference, reference_ranking, triton_ranking
-from kernels.launch import Tile, cdiv, for_group, launch_config, next_power_of_2
+from kernels.launch import (
+    LaunchConfig,
+    Tile,
+    cdiv,
+    for_group,
+    launch_config,
+    next_power_of_2,
+)
 from kernels.reference import Problem
 
 _LEAST_GROUPS = 2048
@@ -27,6 +35,8 @@ _ROOM_PER_PLACE = 4
 _LEAST_ROOM = 256
 _BLOCK = 256
 """Pairs, or keys, of a program that multiplies nothing."""
+_MEASURED: dict[Literal["ranks", "lists"], Tile] | None = None
+"""Tiles in place of the chosen ones: for `benchmarks.ranking`, which measures them."""
 
 
 class _Cut(NamedTuple):
@@ -59,7 +69,7 @@ def target_ranks(
         targets_B = targets_B.contiguous()
         outputs = counts_B, own_B, states_BD, table_VD, targets_B
         strides = states_BD.stride(0), table_VD.stride(0)
-        cut = _cut(states_BD, table_VD)
+        cut = _cut(states_BD, table_VD, "ranks")
         row_tiles = cut.row_tiles(num_rows)
         splits, items_per_split = cut.splits(num_rows, num_items)
         triton_ranking.count_above[(row_tiles * splits,)](
@@ -87,7 +97,7 @@ def top_k(
     if num_rows == 0 or num_items == 0:
         return torch.full((num_rows, k), -1, dtype=torch.int64, device=states_BD.device)
     states_BD, table_VD = _dense_rows(states_BD), _dense_rows(table_VD)
-    cut = _cut(states_BD, table_VD)
+    cut = _cut(states_BD, table_VD, "lists")
     num_pairs = 0 if seen is None else len(seen[0])
     pairs_P = starts_B1 = None
     if seen is not None and num_pairs:
@@ -254,25 +264,13 @@ def _seen_of(seen: tuple[Tensor, Tensor], rows_F: Tensor, num_rows: int) -> tupl
     return place_P[place_P >= 0], ids_P[place_P >= 0]
 
 
-def _cut(states_BD: Tensor, table_VD: Tensor) -> _Cut:
-    """The launch configuration: that of the loss over the whole catalogue, but for what differs.
-
-    Beside the product of a tile the kernels hold its best scores, or its keys, and tf32x3 holds
-    both operands in registers, twice. With these tiles hardly any register is spilled and, where
-    none has been measured, 99 KiB of shared memory are enough (compiled by Triton 3.6 for sm_80
-    and sm_90; not timed).
-    """
+def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]) -> _Cut:
+    """How these kernels cut the matrices. Ranks and lists sum a score in the same order."""
     dtype = torch.promote_types(states_BD.dtype, table_VD.dtype)
-    no_targets = torch.empty(0)
-    problem = Problem(states_BD, table_VD, no_targets, operand_dtype=dtype)
+    problem = Problem(states_BD, table_VD, torch.empty(0), operand_dtype=dtype)
     config = launch_config(problem, by_row=False)
-    tile, block_d = config.forward, config.block_d
-    if dtype == torch.float32:
-        tile = Tile(64, 32, 4, 3)
-        block_d = block_d if block_d <= 64 else 32
-    else:
-        warps = max(tile.num_warps, tile.block_r * tile.block_k // 1024)
-        tile = tile._replace(num_warps=warps, num_stages=min(tile.num_stages, 4))
+    tile, block_d = _tile(states_BD.device, dtype, states_BD.shape[1], kernels, config)
+    tile = (_MEASURED or {}).get(kernels, tile)
     tile = for_group(tile, states_BD.shape[0])
     constants = {
         "D": states_BD.shape[1],
@@ -285,6 +283,44 @@ def _cut(states_BD: Tensor, table_VD: Tensor) -> _Cut:
         "num_stages": tile.num_stages,
     }
     return _Cut(tile, config.programs, constants)
+
+
+def _tile(
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    kernels: Literal["ranks", "lists"],
+    config: LaunchConfig,
+) -> tuple[Tile, int]:
+    """The tile for a card, and the columns of its products.
+
+    On Hopper 128 rows wait in shared memory, and each tile of items serves them all: fewer rows
+    would be bound by the L2 cache. Lists hold the best score and item of every place of a tile
+    beside its product, so theirs has half as many items. Elsewhere it is the tile of the loss over
+    the whole catalogue with fewer scores a warp. The operands of tf32x3 are split in registers, 32
+    columns at a time. None spills registers, and beside Hopper 99 KiB of shared memory are enough
+    (compiled by Triton 3.6 for sm_80 and sm_90; not timed).
+    """
+    half, block_d = dtype != torch.float32, config.block_d
+    if not half and block_d > 64:
+        block_d = 32
+    if device.type == "cuda" and _capability(device) == 9:
+        items = 128 if kernels == "ranks" else 64
+        if not half:
+            return Tile(128, items, 8, 3), block_d
+        if width > block_d:
+            return Tile(128, items, 8, 4), 64
+        return Tile(128, items, 8, 2 if block_d * items > 1 << 14 else 4), block_d
+    if not half:
+        return Tile(64, 32, 4, 3), block_d
+    tile = config.forward
+    warps = max(tile.num_warps, tile.block_r * tile.block_k // 1024)
+    return tile._replace(num_warps=warps, num_stages=min(tile.num_stages, 4)), block_d
+
+
+@cache
+def _capability(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def _dense_rows(matrix: Tensor) -> Tensor:

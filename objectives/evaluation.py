@@ -1,6 +1,6 @@
 """Ranking metrics over the full catalogue, one target per user, seen items removed.
 
-Shapes: B users, K longest list, D width, V items.
+Shapes: B users, K longest list, D width, V items, R ranks.
 
 With the target at rank r (1 is best) of a user's list, and users averaged:
 
@@ -12,102 +12,118 @@ With the target at rank r (1 is best) of a user's list, and users averaged:
 The log is the histories that the lists were made from, as in the CCE- paper.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import top_k
-from objectives.data.prepare import PreparedData, Targets
-from objectives.data.sequences import TargetBatch, target_batches
+from kernels import target_ranks, top_k
+from objectives.data.prepare import PreparedData
+from objectives.data.sequences import DeviceTargets, TargetBatch
 
 CUTOFFS = (1, 5, 10, 20, 100)
 """The k of every metric."""
 
-_TILE_USERS = 1024
-
-
-def ranking_metrics(
-    lists: Iterable[tuple[Tensor, Tensor]], item_users_V: Tensor, num_users: int
-) -> dict[str, float]:
-    """All metrics of recommended lists.
-
-    Args:
-        lists: Pairs (ids_BK, targets_B): recommended items, best first, -1 where the list has
-            ended, at least 100 wide; and the item to be found.
-        item_users_V: Users of the log that have each item.
-        num_users: Users of the log.
-
-    Returns:
-        Metrics such as "ndcg_at_10".
-    """
-    num_items = len(item_users_V)
-    device = item_users_V.device
-    weights_V = torch.log2(num_users / item_users_V.clamp(min=1).double())
-    weights_V /= max(np.log2(num_users), 1e-12)
-    weights_V = torch.cat([weights_V, weights_V.new_zeros(1)])  # id -1: the list has ended
-    totals = {
-        f"{name}_at_{k}": 0.0 for name in ("ndcg", "hit_rate", "mrr", "surprisal") for k in CUTOFFS
-    }
-    recommended = {k: torch.zeros(num_items + 1, dtype=torch.bool, device=device) for k in CUTOFFS}
-    count = 0
-    for ids_BK, targets_B in lists:
-        count += len(targets_B)
-        hit_BK = ids_BK == targets_B[:, None]
-        # The rank of a miss is past every cutoff.
-        rank_B = torch.where(hit_BK.any(1), hit_BK.int().argmax(1) + 1, CUTOFFS[-1] + 1).double()
-        surprisal_BK = weights_V[ids_BK]
-        for k in CUTOFFS:
-            in_list_B = rank_B <= k
-            totals[f"ndcg_at_{k}"] += float((in_list_B / torch.log2(rank_B + 1)).sum())
-            totals[f"hit_rate_at_{k}"] += float(in_list_B.sum())
-            totals[f"mrr_at_{k}"] += float((in_list_B / rank_B).sum())
-            totals[f"surprisal_at_{k}"] += float(surprisal_BK[:, :k].sum()) / k
-            recommended[k][ids_BK[:, :k].flatten()] = True
-    metrics = {name: total / max(count, 1) for name, total in totals.items()}
-    in_log_V = item_users_V > 0
-    for k in CUTOFFS:
-        covered = (recommended[k][:-1] & in_log_V).sum()
-        metrics[f"coverage_at_{k}"] = float(covered) / max(int(in_log_V.sum()), 1)
-    return metrics
+_TILE_TOKENS = 1024
 
 
 def evaluate(
     encode: Callable[[TargetBatch], Tensor],
     table_VD: Tensor,
-    targets: Targets,
+    targets: DeviceTargets,
     *,
-    batch_size: int,
+    batch_tokens: int,
     max_length: int,
     masked: bool = False,
+    lists: bool = False,
 ) -> dict[str, float]:
-    """All metrics of a model on one split.
+    """The metrics of a model on one split. Nothing waits for the device before the end.
 
     Args:
         encode: The states [B, D] of a batch of histories.
         table_VD: Item table.
-        targets: The split.
-        batch_size: Users at a time.
+        targets: The split, on the table's device.
+        batch_tokens: Tokens that `encode` is given at a time.
         max_length: Most recent items that `encode` is given.
         masked: A mask stands behind them, as one of them.
+        lists: Coverage and Surprisal too, which take lists beside the targets' ranks.
+
+    Returns:
+        Metrics such as "ndcg_at_10".
     """
-    device = table_VD.device
+    longest = CUTOFFS[-1]
+    # How often each rank occurs is all that the metrics depend on; behind the cutoffs, any is one.
+    counts_R = torch.zeros(longest + 2, dtype=torch.int64, device=table_VD.device)
+    recommended = None
+    if lists:
+        recommended = Recommended(targets.item_users(len(table_VD)), len(targets))
+    for batch in targets.batches(batch_tokens, max_length, masked=masked):
+        states_BD = encode(batch)
+        ranks_B = target_ranks(states_BD, table_VD, batch.targets_B, batch.seen)
+        # A target without a place in the list has rank V + 1, however few items there are.
+        ranks_B = ranks_B.where(ranks_B <= min(len(table_VD), longest), longest + 1)
+        counts_R.index_add_(0, ranks_B, torch.ones_like(ranks_B))
+        if recommended is not None:
+            recommended.add(top_k(states_BD, table_VD, longest, batch.seen))
+    metrics = rank_metrics(counts_R)
+    return metrics if recommended is None else metrics | recommended.metrics()
 
-    def lists() -> Iterable[tuple[Tensor, Tensor]]:
-        for batch in target_batches(targets, batch_size, max_length, device, masked=masked):
-            yield top_k(encode(batch), table_VD, CUTOFFS[-1], batch.seen), batch.targets_B
 
-    return ranking_metrics(
-        lists(), item_users(targets, len(table_VD)).to(device), len(targets.items)
-    )
+def rank_metrics(counts_R: Tensor) -> dict[str, float]:
+    """NDCG, HitRate and MRR.
+
+    Args:
+        counts_R: Users whose target has rank r, from 0 (nobody's) to 101 (that or any behind it).
+    """
+    counts = counts_R.cpu().numpy()
+    rank = np.arange(1, CUTOFFS[-1] + 1)
+    metrics: dict[str, float] = {}
+    for name, gain in (("ndcg", 1 / np.log2(rank + 1)), ("hit_rate", rank**0), ("mrr", 1 / rank)):
+        sums = np.cumsum(counts[1:-1] * gain) / max(counts.sum(), 1)
+        metrics |= {f"{name}_at_{k}": float(sums[k - 1]) for k in CUTOFFS}
+    return metrics
 
 
-def item_users(targets: Targets, num_items: int) -> Tensor:
-    """Users of a split whose history has each item [V], int64."""
-    users = np.repeat(np.arange(len(targets.inputs)), targets.inputs.lengths)
-    pairs = np.unique(users * num_items + targets.inputs.items)
-    return torch.from_numpy(np.bincount(pairs % num_items, minlength=num_items))
+class Recommended:
+    """What lists recommend, taken together."""
+
+    def __init__(self, item_users_V: Tensor, num_users: int) -> None:
+        """Before the first list.
+
+        Args:
+            item_users_V: Users of the log that have each item.
+            num_users: Users of the log.
+        """
+        weights_V = torch.log2(num_users / item_users_V.clamp(min=1).double())
+        weights_V /= max(np.log2(num_users), 1e-12)
+        # The last entry stands for the id -1: the list has ended.
+        self._weights_V1 = torch.cat([weights_V, weights_V.new_zeros(1)])
+        self._in_log_V = item_users_V > 0
+        self._places_K = torch.arange(CUTOFFS[-1], device=item_users_V.device, dtype=torch.int32)
+        self._best_places_V1 = self._places_K.new_full((len(item_users_V) + 1,), CUTOFFS[-1])
+        self._surprisal_K = weights_V.new_zeros(CUTOFFS[-1])
+        self._count = 0
+
+    def add(self, ids_BK: Tensor) -> None:
+        """Takes in lists [B, 100]: item ids, best first, -1 where the list has ended."""
+        self._count += len(ids_BK)
+        self._surprisal_K += self._weights_V1[ids_BK].sum(0)
+        ids_BK = ids_BK.where(ids_BK >= 0, len(self._in_log_V))
+        places_BK = self._places_K.expand_as(ids_BK)
+        self._best_places_V1.scatter_reduce_(0, ids_BK.flatten(), places_BK.flatten(), "amin")
+
+    def metrics(self) -> dict[str, float]:
+        """Coverage and Surprisal."""
+        places_V = self._best_places_V1[:-1].where(self._in_log_V, CUTOFFS[-1])
+        first_K = torch.bincount(places_V, minlength=CUTOFFS[-1] + 1)[:-1]
+        coverage_K = first_K.cumsum(0).double() / self._in_log_V.sum().clamp(min=1)
+        surprisal_K = self._surprisal_K.cumsum(0) / (self._places_K + 1)
+        surprisal_K /= max(self._count, 1)
+        coverage, surprisal = coverage_K.tolist(), surprisal_K.tolist()
+        return {f"coverage_at_{k}": coverage[k - 1] for k in CUTOFFS} | {
+            f"surprisal_at_{k}": surprisal[k - 1] for k in CUTOFFS
+        }
 
 
 def most_popular(data: PreparedData) -> dict[str, float]:
@@ -116,7 +132,8 @@ def most_popular(data: PreparedData) -> dict[str, float]:
     return evaluate(
         lambda batch: torch.ones(len(batch.targets_B), 1),
         torch.from_numpy(counts_V).float()[:, None],
-        data.test,
-        batch_size=_TILE_USERS,
+        DeviceTargets(data.test, torch.device("cpu")),
+        batch_tokens=_TILE_TOKENS,
         max_length=1,
+        lists=True,
     )

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from objectives import checkpoint
 from objectives.config import TrainingConfig, TrialConfig
-from objectives.data import PreparedData, Targets
-from objectives.data.sequences import DeviceSequences
+from objectives.data import PreparedData
+from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.evaluation import evaluate
 from objectives.losses import build_loss
 from objectives.memory import MemoryMeter, least_table_memory, measured_memory
@@ -24,9 +25,9 @@ from objectives.trial import (
     TrialResult,
 )
 
-_EVALUATION_BATCHES = 2
-"""Users of an evaluation batch over sequences of a training batch; a forward pass keeps nothing,
-so twice the batch still needs less than a training step."""
+_ITEMS_PER_TOKEN = 32
+"""Items whose gradients in the table take more than a token takes in an evaluation, which is about
+17 numbers of its width (counted with tracked memory, any architecture and feed-forward layer)."""
 
 
 @dataclass
@@ -90,24 +91,29 @@ class SequentialObjective:
             measured_memory(self.device, context.memory_budget) as memory,
         ):
             trainer = self._trainer(config, context.seed)
+            validation = DeviceTargets(self.data.validation, self.device)
             if known is not None:
                 trainer.load_state_dict(known["trainer"])
                 del known
             written = time.monotonic()
             while progress.goes_on(config.training):
-                metrics = self._epoch(trainer, progress, memory)
+                metrics = self._epoch(trainer, validation, progress, memory)
                 if path is not None and time.monotonic() >= written + checkpoint.SECONDS_BETWEEN:
                     state = {"trainer": trainer.state_dict(), "progress": vars(progress)}
                     checkpoint.save(path, training, state)
                     written = time.monotonic()
                 context.report(len(progress.history), metrics)
             trainer.model.load_state_dict(progress.best_weights)
-            test = self._evaluate(trainer, "test", self.data.test)
+            # Epochs were judged by ranks alone.
+            lists = self._evaluate(trainer, "val", validation, lists=True)
+            del validation
+            tests = DeviceTargets(self.data.test, self.device)
+            test = self._evaluate(trainer, "test", tests, lists=True)
         return TrialResult(
             quality=progress.best[QUALITY],
             peak_memory=progress.peak_with(memory),
             seconds=time.perf_counter() - begin,
-            metrics={**progress.best, **test},
+            metrics={**lists, **progress.best, **test},
             epochs=len(progress.history),
             best_epoch=progress.best_epoch,
             peak_reserved=memory.peak_reserved,
@@ -115,13 +121,17 @@ class SequentialObjective:
         )
 
     def _epoch(
-        self, trainer: Trainer, progress: "_Progress", memory: MemoryMeter
+        self,
+        trainer: Trainer,
+        validation: DeviceTargets,
+        progress: "_Progress",
+        memory: MemoryMeter,
     ) -> dict[str, float]:
         """Trains an epoch, evaluates it, and keeps its weights if they are the best so far."""
         begin = time.perf_counter()
         loss = self._train_epoch(trainer, len(progress.history) + 1, memory)
         seconds = time.perf_counter() - begin
-        metrics = self._evaluate(trainer, "val", self.data.validation)
+        metrics = self._evaluate(trainer, "val", validation)
         if metrics[QUALITY] > progress.best.get(QUALITY, -1.0):
             progress.best, progress.best_epoch = metrics, len(progress.history) + 1
             progress.best_weights = {
@@ -178,13 +188,34 @@ class SequentialObjective:
         except NonFiniteLoss:
             raise DivergedTrial(memory.peak, epoch) from None
 
-    def _evaluate(self, trainer: Trainer, prefix: str, targets: Targets) -> dict[str, float]:
+    def _evaluate(
+        self, trainer: Trainer, prefix: str, targets: DeviceTargets, *, lists: bool = False
+    ) -> dict[str, float]:
         metrics = evaluate(
             trainer.encoder(),
             trainer.model.outputs.weight.detach(),
             targets,
-            batch_size=_EVALUATION_BATCHES * trainer.config.batch_size,
+            batch_tokens=self._evaluation_tokens(trainer),
             max_length=trainer.model.config.max_length,
             masked=not trainer.model.causal,
+            lists=lists,
         )
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+    def _evaluation_tokens(self, trainer: Trainer) -> int:
+        """Tokens of an evaluation batch: so many that it does not set the peak of the trial.
+
+        A training step keeps about 38 numbers of the width for each token and block until its
+        backward pass, an evaluation 17 for a token of the block that it is in. So a batch has the
+        tokens of the average part of a training batch once for each block, and then takes at most
+        half of the memory and at most the launches of as many forward passes. While a step holds
+        the gradient of the whole table, an evaluation holds more tokens in its place; that is what
+        spares small training batches their launches.
+        """
+        config, model = trainer.config, trainer.model
+        mean = np.minimum(self.data.train.lengths, model.config.max_length).mean()
+        part = min(config.batch_size, len(self.data.train)) / config.accumulation
+        tokens = int(part * mean) * model.config.num_blocks
+        if config.table_updates == "dense":
+            tokens += len(model.outputs.weight) // _ITEMS_PER_TOKEN
+        return max(1, tokens)

@@ -19,12 +19,17 @@ from objectives.data.cache import cache_entry, cache_folder
 from objectives.data.named_sets import NAMED_SETS
 from objectives.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 """Version of the prepared files; raise it when they or the steps before them change."""
 
 _CUT_QUANTILE = 0.9
 _VALIDATION_SHARE = 0.05
 _VALIDATION_SEED = 42
+_NO_TARGET = {
+    "validation": "fewer than two of their items before the cut occur in training",
+    "test": "no item after the cut, or none that is their last and occurs in training",
+}
+"""Why a user of the temporal split is skipped."""
 
 
 @dataclass(frozen=True)
@@ -303,6 +308,15 @@ def _temporal(log: _Log, config: DataConfig, notes: list[str]) -> tuple[_Log, _L
             )
     late = ~np.isin(log.users, train.users) & ~is_chosen
     notes.append(f"{len(np.unique(log.users[late])):,} users without training events left out")
+    for name, users_of_split, part in (
+        ("validation", chosen, validation),
+        ("test", np.unique(train.users), test),
+    ):
+        if without := len(users_of_split) - _count(part):
+            notes.append(
+                f"{without:,} of {len(users_of_split):,} {name} users have no target and are "
+                f"skipped: {_NO_TARGET[name]}"
+            )
     return train, validation, test
 
 

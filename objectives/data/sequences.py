@@ -1,17 +1,25 @@
 """Sequences on the device, and packed batches of histories to evaluate.
 
-Shapes: M interactions, S sequences, B sequences of a batch, T tokens of a batch.
+Shapes: M interactions, S sequences, B sequences of a batch, T tokens of a batch, P interactions of
+some sequences, V items.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bert4rec import MASK
 from models.packing import Packing
 from objectives.data.prepare import Sequences, Targets
+
+_SEEN_ITEMS_PER_TOKEN = 16
+"""Items of a history, which the ranking leaves out, that take no more memory than a token."""
+_COUNTED_TOGETHER = 1 << 18
+"""Interactions whose items are counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +78,71 @@ class DeviceSequences:
         return firsts_B[packing.sequence_T] + packing.position_T, packing
 
 
-def target_batches(
-    targets: Targets, batch_size: int, max_length: int, device: torch.device, *, masked: bool
-) -> Iterator[TargetBatch]:
-    """All targets, in order; masked: the last token is a mask, in the target's place."""
-    inputs = DeviceSequences(targets.inputs, device)
-    items_S = torch.tensor(targets.items, device=device, dtype=torch.int64)
-    for rows_B in torch.split(torch.arange(len(inputs)), batch_size):
-        places_T, packing = inputs.windows(rows_B, max_length, ahead=-1 if masked else 0)
-        ids_T = inputs.items_M[places_T.clamp(max=len(inputs.items_M) - 1)].long()
-        if masked:
-            ids_T = ids_T.index_fill(0, packing.last_B, MASK)
-        first, last = int(rows_B[0]), int(rows_B[-1]) + 1
-        begin, end = (int(targets.inputs.offsets[row]) for row in (first, last))
-        counts_B = torch.from_numpy(targets.inputs.lengths[first:last]).to(device)
-        seen_rows = torch.repeat_interleave(
-            torch.arange(len(rows_B), device=device), counts_B, output_size=end - begin
+class DeviceTargets:
+    """The targets of a split and the histories before them, on the device."""
+
+    def __init__(self, targets: Targets, device: torch.device) -> None:
+        self._inputs = DeviceSequences(targets.inputs, device)
+        self._items_S = torch.tensor(targets.items, device=device)
+        # Where batches begin and end is known on the host: nothing waits for the device.
+        self._offsets = targets.inputs.offsets
+        self._lengths = targets.inputs.lengths
+        self._item_users_V: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def batches(
+        self, batch_tokens: int, max_length: int, *, masked: bool
+    ) -> Iterator[TargetBatch]:
+        """All targets, in order.
+
+        Args:
+            batch_tokens: What a batch may hold, in tokens; one user it always does.
+            max_length: Most recent items of a history that are given, the mask included.
+            masked: The last token is a mask, in the target's place.
+        """
+        lengths = self._lengths + masked
+        costs = np.minimum(lengths, max_length) + lengths // _SEEN_ITEMS_PER_TOKEN
+        items_M = self._inputs.items_M
+        for users in _runs(costs, batch_tokens):
+            rows_B = torch.arange(users.start, users.stop)
+            places_T, packing = self._inputs.windows(rows_B, max_length, ahead=-int(masked))
+            ids_T = items_M[places_T.clamp(max=len(items_M) - 1)].long()
+            if masked:
+                ids_T = ids_T.index_fill(0, packing.last_B, MASK)
+            yield TargetBatch(ids_T, packing, self._items_S[users].long(), self._histories(users))
+
+    def item_users(self, num_items: int) -> Tensor:
+        """Users whose history has each item [V], int64; counted on the device, once."""
+        if self._item_users_V is None:
+            users_V = torch.zeros(num_items, dtype=torch.int64, device=self._items_S.device)
+            for users in _runs(self._lengths, _COUNTED_TOGETHER):
+                rows_P, ids_P = self._histories(users)
+                pairs_P = (rows_P * num_items + ids_P).sort().values
+                is_first_P = torch.ones_like(pairs_P)
+                is_first_P[1:] = pairs_P[1:] != pairs_P[:-1]
+                users_V.index_add_(0, pairs_P % num_items, is_first_P)
+            self._item_users_V = users_V
+        return self._item_users_V
+
+    def _histories(self, users: slice) -> tuple[Tensor, Tensor]:
+        """All items of some users' histories: (places among these users, item ids)."""
+        begin, end = int(self._offsets[users.start]), int(self._offsets[users.stop])
+        lengths_B = self._inputs.offsets[users.start : users.stop + 1].diff()
+        places_P = torch.repeat_interleave(
+            torch.arange(len(lengths_B), device=lengths_B.device),
+            lengths_B,
+            output_size=end - begin,
         )
-        yield TargetBatch(
-            ids_T,
-            packing,
-            items_S[first:last],
-            (seen_rows, inputs.items_M[begin:end].long()),
-        )
+        return places_P, self._inputs.items_M[begin:end].long()
+
+
+def _runs(costs: NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Neighbours whose costs add up to so much at most, or one that alone costs more."""
+    totals = np.cumsum(costs)
+    first, spent = 0, 0
+    while first < len(totals):
+        last = max(first + 1, int(np.searchsorted(totals, spent + most, side="right")))
+        yield slice(first, last)
+        first, spent = last, int(totals[last - 1])

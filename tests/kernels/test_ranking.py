@@ -152,6 +152,28 @@ def test_backends_agree_where_scores_are_exact(
         )
 
 
+@pytest.mark.parametrize("tile", [(16, 64, 4, 2), (32, 16, 4, 3)])
+@pytest.mark.usefixtures("triton_backend")
+def test_tiles_change_nothing(
+    tile: tuple[int, int, int, int], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kernels.launch import Tile
+
+    generator = torch.Generator().manual_seed(7)
+    states_BD = integers(generator, 40, 20).to(device)
+    table_VD = integers(generator, 300, 20).to(device)
+    targets_B = torch.randint(300, (40,), generator=generator).to(device)
+    rows_P, ids_P = random_pairs(generator, 90, 40, 300)
+    seen = rows_P.to(device), ids_P.to(device)
+    monkeypatch.setattr(f"{LAUNCH}._MEASURED", {"ranks": Tile(*tile), "lists": Tile(*tile)})
+    with ranking_on("triton"):
+        lists_Bk = top_k(states_BD, table_VD, 5, seen)
+        ranks_B = target_ranks(states_BD, table_VD, targets_B, seen)
+    assert torch.equal(lists_Bk, reference_ranking.top_k(states_BD, table_VD, 5, seen))
+    expected_B = reference_ranking.target_ranks(states_BD, table_VD, targets_B, seen)
+    assert torch.equal(ranks_B, expected_B)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.parametrize("width", [5, 80])

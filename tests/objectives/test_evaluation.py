@@ -8,12 +8,20 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from objectives.data import PreparedData, Sequences, Targets
-from objectives.data.sequences import TargetBatch
-from objectives.evaluation import CUTOFFS, evaluate, item_users, most_popular, ranking_metrics
+from objectives import evaluation
+from objectives.data import PreparedData, Sequences, Targets, sequences
+from objectives.data.sequences import DeviceTargets, TargetBatch
+from objectives.evaluation import (
+    CUTOFFS,
+    Recommended,
+    evaluate,
+    most_popular,
+    rank_metrics,
+)
 
 Lists = list[list[int]]
 TargetsOf = Callable[[Lists], Targets]
+CPU = torch.device("cpu")
 
 
 def random_users(num_users: int, num_items: int, seed: int = 0) -> Lists:
@@ -31,7 +39,9 @@ def random_scores(num_users: int, num_items: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 20, (num_users, num_items), generator=generator).float()
 
 
-def metrics_of(scores_UV: Tensor, targets: Targets, batch_size: int = 7) -> dict[str, float]:
+def metrics_of(
+    scores_UV: Tensor, targets: Targets, batch_tokens: int = 20, *, lists: bool = True
+) -> dict[str, float]:
     """The metrics of a model that gives these scores: states are rows of one-hot weights."""
     done = 0
 
@@ -42,7 +52,14 @@ def metrics_of(scores_UV: Tensor, targets: Targets, batch_size: int = 7) -> dict
         return scores_UV[rows]
 
     table_VD = torch.eye(scores_UV.shape[1])
-    return evaluate(encode, table_VD, targets, batch_size=batch_size, max_length=3)
+    return evaluate(
+        encode,
+        table_VD,
+        DeviceTargets(targets, CPU),
+        batch_tokens=batch_tokens,
+        max_length=3,
+        lists=lists,
+    )
 
 
 def ranked(scores_UV: Tensor, users: Lists) -> Lists:
@@ -113,9 +130,9 @@ def test_coverage_and_surprisal_equal_their_definitions(
 def test_the_size_of_the_batches_changes_nothing(targets_of: TargetsOf) -> None:
     users, scores_UV = random_users(10, 40), random_scores(10, 40)
     targets = targets_of(users)
-    whole = metrics_of(scores_UV, targets, batch_size=100)
-    for batch_size in (1, 3):
-        assert metrics_of(scores_UV, targets, batch_size) == pytest.approx(whole)
+    whole = metrics_of(scores_UV, targets, batch_tokens=1000)
+    for batch_tokens in (1, 9):
+        assert metrics_of(scores_UV, targets, batch_tokens) == pytest.approx(whole)
 
 
 def test_lists_shorter_than_the_cutoffs(targets_of: TargetsOf) -> None:
@@ -149,18 +166,45 @@ def test_one_user(targets_of: TargetsOf) -> None:
 
 def test_every_metric_at_every_cutoff(targets_of: TargetsOf) -> None:
     assert CUTOFFS == (1, 5, 10, 20, 100)
-    assert set(metrics_of(torch.ones(1, 2), targets_of([[0, 1]]))) == {
-        f"{name}_at_{k}"
-        for name in ("ndcg", "hit_rate", "mrr", "coverage", "surprisal")
-        for k in CUTOFFS
+    users, scores_UV = random_users(9, 40), random_scores(9, 40)
+    with_lists = metrics_of(scores_UV, targets_of(users))
+    of_ranks = metrics_of(scores_UV, targets_of(users), lists=False)
+    assert set(of_ranks) == {f"{n}_at_{k}" for n in ("ndcg", "hit_rate", "mrr") for k in CUTOFFS}
+    assert set(with_lists) - set(of_ranks) == {
+        f"{name}_at_{k}" for name in ("coverage", "surprisal") for k in CUTOFFS
     }
+    assert of_ranks.items() <= with_lists.items()
 
 
-def test_perfect_and_worst_lists() -> None:
-    ids_BK = torch.arange(100).expand(2, 100)
-    best = ranking_metrics([(ids_BK, torch.tensor([0, 0]))], torch.ones(200).long(), 2)
-    last = ranking_metrics([(ids_BK, torch.tensor([99, 99]))], torch.ones(200).long(), 2)
-    missed = ranking_metrics([(ids_BK, torch.tensor([100, 150]))], torch.ones(200).long(), 2)
+def test_without_lists_none_are_made(
+    targets_of: TargetsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(evaluation, "top_k")
+    metrics_of(torch.ones(1, 2), targets_of([[0, 1]]), lists=False)
+
+
+@pytest.mark.parametrize("num_items", [12, 150])
+def test_ranks_are_places_in_the_lists(num_items: int, targets_of: TargetsOf) -> None:
+    users, scores_UV = random_users(30, num_items), random_scores(30, num_items)
+    lists = ranked(scores_UV, users)
+    found = [
+        ids.index(user[-1]) + 1 if user[-1] in ids else math.inf
+        for ids, user in zip(lists, users, strict=True)
+    ]
+    ours = metrics_of(scores_UV, targets_of(users))
+    for k in CUTOFFS:
+        ranks = [rank for rank in found if rank <= k]
+        assert ours[f"hit_rate_at_{k}"] == pytest.approx(len(ranks) / 30, rel=1e-12)
+        assert ours[f"mrr_at_{k}"] == pytest.approx(sum(1 / r for r in ranks) / 30, rel=1e-12)
+        gains = [1 / math.log2(rank + 1) for rank in ranks]
+        assert ours[f"ndcg_at_{k}"] == pytest.approx(sum(gains) / 30, rel=1e-12)
+
+
+def test_best_and_worst_ranks() -> None:
+    def of(*ranks: int) -> dict[str, float]:
+        return rank_metrics(torch.bincount(torch.tensor(ranks), minlength=102))
+
+    best, last, missed = of(1, 1), of(100, 100), of(101, 101)
     assert best["ndcg_at_1"] == best["mrr_at_100"] == best["hit_rate_at_5"] == 1
     assert last["hit_rate_at_20"] == 0
     assert last["mrr_at_100"] == pytest.approx(0.01)
@@ -168,9 +212,22 @@ def test_perfect_and_worst_lists() -> None:
     assert missed["hit_rate_at_100"] == missed["ndcg_at_100"] == missed["mrr_at_100"] == 0
 
 
-def test_a_user_counts_once_for_an_item(targets_of: TargetsOf) -> None:
-    targets = targets_of([[0, 0, 2, 9], [2, 0, 2, 2, 9], [3, 9]])
-    assert item_users(targets, 5).tolist() == [2, 0, 2, 1, 0]
+@pytest.mark.parametrize("together", [1, 4, 100])
+def test_a_user_counts_once_for_an_item(
+    together: int, targets_of: TargetsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequences, "_COUNTED_TOGETHER", together)
+    targets = DeviceTargets(targets_of([[0, 0, 2, 9], [2, 0, 2, 2, 9], [3, 9]]), CPU)
+    assert targets.item_users(5).tolist() == [2, 0, 2, 1, 0]
+
+
+def test_items_are_counted_once_a_split(
+    targets_of: TargetsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = DeviceTargets(targets_of([[0, 2, 9], [2, 9]]), CPU)
+    counted = targets.item_users(5)
+    monkeypatch.delattr(DeviceTargets, "_histories")
+    assert targets.item_users(5) is counted
 
 
 def test_the_encoder_is_given_the_recent_items_only(targets_of: TargetsOf) -> None:
@@ -180,9 +237,8 @@ def test_the_encoder_is_given_the_recent_items_only(targets_of: TargetsOf) -> No
         widths.append(batch.packing.longest)
         return torch.ones(len(batch.packing), 1)
 
-    evaluate(
-        encode, torch.ones(9, 1), targets_of([[1, 2, 3, 4], [5, 6]]), batch_size=1, max_length=2
-    )
+    targets = DeviceTargets(targets_of([[1, 2, 3, 4], [5, 6]]), CPU)
+    evaluate(encode, torch.ones(9, 1), targets, batch_tokens=1, max_length=2)
     assert widths == [2, 1]
 
 
@@ -210,9 +266,10 @@ def test_coverage_and_surprisal_are_those_of_replay() -> None:
     lists = [draw.permutation(items)[:100].tolist() for _ in range(users)]
     log = [draw.choice(items // 2, 8, replace=False) for _ in range(users)]
     item_users = torch.from_numpy(np.bincount(np.concatenate(log), minlength=items))
-    ours = ranking_metrics(
-        [(torch.tensor(lists), torch.zeros(users, dtype=torch.int64))], item_users, users
-    )
+    recommended = Recommended(item_users, users)
+    for part in torch.split(torch.tensor(lists), 7):
+        recommended.add(part)
+    ours = recommended.metrics()
     replay = {
         "coverage_at_1": 0.25333333333333335,
         "coverage_at_5": 0.76,

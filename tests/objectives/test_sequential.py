@@ -4,15 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
 from objectives import checkpoint, sequential
 from objectives.config import TrialConfig
-from objectives.data import PreparedData, Targets
+from objectives.data import PreparedData, Sequences, Targets
+from objectives.data.sequences import DeviceTargets
 from objectives.errors import UserError
+from objectives.evaluation import CUTOFFS
 from objectives.memory import least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
 from objectives.training import Trainer
@@ -78,6 +82,10 @@ def test_every_epoch_is_reported_once(cycle: PreparedData, make_context: MakeCon
     for _, metrics in reports:
         assert {QUALITY, "train/loss", "train/epoch_seconds", "memory/peak_bytes"} <= set(metrics)
         assert not any(name.startswith("test/") for name in metrics)
+        # Lists are made once, at the end.
+        assert {name for name in metrics if name.startswith("val/")} == {
+            f"val/{name}_at_{k}" for name in ("ndcg", "hit_rate", "mrr") for k in CUTOFFS
+        }
     peaks = [metrics["memory/peak_bytes"] for _, metrics in reports]
     assert peaks == sorted(peaks)
     assert result.peak_memory >= peaks[-1]
@@ -85,20 +93,22 @@ def test_every_epoch_is_reported_once(cycle: PreparedData, make_context: MakeCon
 
 
 class Script:
-    """Stands in for the evaluation: validation qualities by epoch; keeps the table at each."""
+    """Stands in for the evaluation: validation qualities by epoch; keeps the table at each.
 
-    def __init__(self, data: PreparedData, qualities: list[float]) -> None:
-        self.data = data
+    At the end, with lists, come the validation of the best weights and the test.
+    """
+
+    def __init__(self, qualities: list[float]) -> None:
         self.qualities = iter(qualities)
         self.tables: list[Tensor] = []
-        self.tested: list[Tensor] = []
+        self.final: list[Tensor] = []
 
     def __call__(
-        self, encode: object, table_VD: Tensor, targets: Targets, **_: int
+        self, encode: object, table_VD: Tensor, targets: DeviceTargets, *, lists: bool, **_: int
     ) -> dict[str, float]:
-        if targets is self.data.test:
-            self.tested.append(table_VD.clone())
-            return {"ndcg_at_10": 0.5}
+        if lists:
+            self.final.append(table_VD.clone())
+            return {"ndcg_at_10": 0.5, "coverage_at_10": float(len(self.final))}
         self.tables.append(table_VD.clone())
         return {"ndcg_at_10": next(self.qualities)}
 
@@ -122,14 +132,18 @@ def test_training_stops_early_and_returns_to_the_best_weights(
     make_context: MakeContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    script = Script(cycle, qualities)
+    script = Script(qualities)
     monkeypatch.setattr(sequential, "evaluate", script)
     result = SequentialObjective(cycle, CPU)(
         config(max_epochs=5 if epochs == 5 else 99, patience=patience), make_context()
     )
     assert (result.epochs, result.best_epoch) == (epochs, best)
     assert result.quality == result.metrics[QUALITY] == qualities[best - 1]
-    (tested,) = script.tested
+    assert result.metrics["test/ndcg_at_10"] == 0.5
+    assert result.metrics["val/coverage_at_10"] == 1
+    assert result.metrics["test/coverage_at_10"] == 2
+    validated, tested = script.final
+    assert torch.equal(validated, tested)
     assert torch.equal(tested, script.tables[best - 1])
     assert not any(
         torch.equal(tested, table)
@@ -258,6 +272,45 @@ def test_a_trial_that_diverges_in_its_last_step_has_no_good_quality(
         SequentialObjective(cycle, CPU)(
             config(learning_rate=1e30, batch_size=1000, max_epochs=3), make_context()
         )
+
+
+@pytest.fixture
+def many_users() -> PreparedData:
+    """Users with histories of very different lengths."""
+    draw = np.random.default_rng(0)
+    num_users, num_items = 200, 2000
+    lengths = draw.integers(2, 40, num_users)
+    items = draw.integers(0, num_items, lengths.sum()).astype(np.int32)
+    histories = Sequences(items, np.concatenate([[0], np.cumsum(lengths)]))
+    targets = Targets(histories, draw.integers(0, num_items, num_users).astype(np.int32))
+    item_ids = pa.array(range(num_items))
+    return PreparedData("many", "0" * 16, num_items, item_ids, histories, targets, targets, ())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_blocks": 3, "max_length": 7},
+        {"architecture": "bert4rec", "batch_size": 8},
+        {"table_updates": "adam", "accumulation": 4},
+        {"loss": "cce", "feed_forward": "swiglu", "batch_size": 200},
+    ],
+)
+def test_the_peak_is_that_of_the_training(
+    settings: dict[str, Any],
+    many_users: PreparedData,
+    make_context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = config(
+        **{"width": 32, "max_length": 50, "batch_size": 64, "max_epochs": 1} | settings
+    )
+    objective = SequentialObjective(many_users, CPU)
+    objective(chosen, make_context())  # fills the caches of constants
+    peak = objective(chosen, make_context()).peak_memory
+    monkeypatch.setattr(sequential, "evaluate", lambda *_, **__: {"ndcg_at_10": 0.5})
+    assert objective(chosen, make_context()).peak_memory == peak
 
 
 def test_beyond_the_budget_a_trial_is_infeasible(

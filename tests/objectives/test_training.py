@@ -14,7 +14,7 @@ from models.packing import Packing
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.batches import TrainingBatch
-from objectives.data.sequences import DeviceSequences, target_batches
+from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.losses import build_loss
 from objectives.training import NonFiniteLoss, Trainer
 
@@ -343,9 +343,8 @@ def test_the_encoder_gives_the_state_behind_the_last_item(
     cycle: PreparedData, targets_of: Callable[[Lists], Targets]
 ) -> None:
     trainer = make_trainer(cycle, dropout=0.5)
-    (batch,) = target_batches(
-        targets_of([[1, 2, 3], [4, 5], [6, 7, 8, 9, 1]]), 3, 5, CPU, masked=False
-    )
+    targets = DeviceTargets(targets_of([[1, 2, 3], [4, 5], [6, 7, 8, 9, 1]]), CPU)
+    (batch,) = targets.batches(100, 5, masked=False)
     states_BD = trainer.encoder()(batch)
     assert not states_BD.requires_grad
     for row, history in enumerate(([1, 2], [4], [6, 7, 8, 9])):

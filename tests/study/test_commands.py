@@ -240,6 +240,21 @@ def test_dry_run_prints_and_writes_nothing(tiny_csv: Path) -> None:
     assert not (tiny_csv.parent / "runs").exists()
 
 
+@pytest.mark.parametrize("split", ["leave-one-out", "temporal"])
+def test_users_without_a_target_are_counted_where_a_study_starts(
+    split: str, tiny_csv: Path
+) -> None:
+    with tiny_csv.open("a") as file:
+        file.write("short,i1,1\nshort,i2,2\n")
+    arguments = ["--data", "tiny.csv", "--split", split, "--min-user-items", "1", "--dry-run"]
+    done = command(tiny_csv.parent, "study.run", *arguments)
+    assert done.returncode == 0, done.stderr
+    if split == "temporal":
+        assert "test users have no target and are skipped" in done.stderr
+    else:
+        assert "1 users of fewer than 3 interactions are neither validated nor" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [

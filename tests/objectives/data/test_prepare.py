@@ -265,6 +265,28 @@ def test_a_test_user_with_only_new_items_after_the_cut_is_left_out(tmp_path: Pat
     assert b"99" not in data.item_ids.to_pylist()
 
 
+def test_users_without_a_target_are_skipped_and_counted(tmp_path: Path) -> None:
+    chosen = np.random.default_rng(42).choice(40, 2, replace=False)  # those validated on
+    lonely = chosen[0]
+    log = [
+        Event(user, 100 + time if user == lonely else (user + time) % 15, time)
+        for time in range(6)
+        for user in range(40)
+    ]
+    # After the cut: one known item, one unknown item, and nothing of the others.
+    others = [user for user in range(40) if user not in chosen]
+    log += [Event(others[0], 3, 100), Event(others[1], 99, 100)]
+    log += [Event(others[0], item % 15, 50 + item) for item in range(30)]
+    data = prepare(config(write(tmp_path / "log.csv", log), split="temporal"))
+    assert (len(data.train), len(data.validation.items), len(data.test.items)) == (38, 1, 1)
+    skipped = [note for note in data.notes if "have no target and are skipped" in note]
+    assert [note.split(" have")[0] for note in skipped] == [
+        "1 of 2 validation users",
+        "37 of 38 test users",
+    ]
+    assert prepare(config(tmp_path / "log.csv", split="temporal")).notes == data.notes
+
+
 # Filters
 
 
