@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, top_k
+from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, target_ranks, top_k
 from kernels.candidates import Draws, draw
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
@@ -77,16 +77,22 @@ def test_losses_and_gradients_are_those_of_the_cpu(loss: str) -> None:
         torch.testing.assert_close(on_cuda.cpu(), on_cpu)
 
 
-def test_top_k_is_that_of_the_cpu() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(64, 8), (300, 64), (300, 100), (300, 256), (130, 512)])
+def test_ranks_and_lists_are_those_of_the_cpu(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
+    num_rows, width = shape
     # Whole numbers: every product is exact, and there are many ties.
-    states_BD, table_VD = torch.randint(3, (64, 8)).float(), torch.randint(3, (5000, 8)).float()
-    seen = torch.arange(64), torch.randint(5000, (64,))
-    on_cpu = top_k(states_BD, table_VD, 100, seen)
-    on_cuda = top_k(
-        states_BD.to(CUDA), table_VD.to(CUDA), 100, (seen[0].to(CUDA), seen[1].to(CUDA))
-    )
-    assert torch.equal(on_cuda.cpu(), on_cpu)
+    states_BD = torch.randint(-1, 2, (num_rows, width)).to(dtype)
+    table_VD = torch.randint(-1, 2, (20_000, width)).to(dtype)
+    targets_B = torch.randint(20_000, (num_rows,))
+    seen = torch.arange(num_rows).repeat(40), torch.randint(20_000, (40 * num_rows,))
+    on_card = tuple(tensor.to(CUDA) for tensor in (states_BD, table_VD, targets_B, *seen))
+    states, table, targets, *pairs = on_card
+    lists_Bk = top_k(states, table, 100, (pairs[0], pairs[1]))
+    assert torch.equal(lists_Bk.cpu(), top_k(states_BD, table_VD, 100, seen))
+    ranks_B = target_ranks(states, table, targets, (pairs[0], pairs[1]))
+    assert torch.equal(ranks_B.cpu(), target_ranks(states_BD, table_VD, targets_B, seen))
 
 
 def test_the_budget_is_the_end_of_memory_and_memory_comes_back() -> None:
