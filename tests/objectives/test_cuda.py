@@ -131,7 +131,7 @@ def test_a_trial_learns_within_its_budget(data: PreparedData) -> None:
         ("dense", "float32", 5e-3),
         ("adam", "float32", 5e-3),
         ("adam", "bfloat16", 5e-3),
-        ("adagrad", "float32", 3e-2),
+        ("adagrad", "float32", 1e-2),
     ],
 )
 @pytest.mark.parametrize("settings", [{}, {"output_table": "separate"}, {"accumulation": 3}])
@@ -147,7 +147,7 @@ def test_a_table_learns_by_its_rows(
         | {"table_updates": table_updates, "table_dtype": table_dtype, "clip_norm": 5.0}
         | settings
     )
-    assert SequentialObjective(data, CUDA)(config, Context(4 << 30)).quality > 0.8
+    assert SequentialObjective(data, CUDA)(config, Context(4 << 30)).quality > 0.9
 
 
 @pytest.mark.parametrize(
