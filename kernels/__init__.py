@@ -3,6 +3,7 @@
 from kernels.candidate_ce import sampled_cross_entropy
 from kernels.candidates import AliasTable, Explicit, InBatch, LogUniform, Popularity, Uniform
 from kernels.full_ce import full_cross_entropy
+from kernels.layer_norm import layer_norm
 from kernels.ranking import target_ranks, top_k
 from kernels.row_gradient import RowGradient, RowSink, look_up, sum_rows
 from kernels.row_optimizers import RowWiseAdagrad, RowWiseAdam
@@ -20,6 +21,7 @@ __all__ = [
     "RowWiseAdam",
     "Uniform",
     "full_cross_entropy",
+    "layer_norm",
     "look_up",
     "row_adagrad",
     "row_adam",

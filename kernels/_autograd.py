@@ -8,6 +8,7 @@ gradient go into a sink, where one is given.
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from kernels import reference
 from kernels._arguments import LEAVES, NUM_ARGUMENTS, NUM_TENSORS, Flat, problem_of, split
 from kernels.row_gradient import RowGradient, RowSink
+
+_LOSSES = "sampled_cross_entropy and full_cross_entropy"
 
 
 def _setup_context(ctx: Any, inputs: Flat, output: tuple[Tensor, ...]) -> None:
@@ -42,7 +45,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             found = compute(ctx, losses_grads, needs)
         if torch.is_grad_enabled():
             leaves = [ctx.saved_tensors[place] for place in LEAVES]
-            found = list(_Final.apply(len(found), *found, *leaves, *losses_grads))  # type: ignore[no-untyped-call]
+            found = refuse_second_derivative(found, [*leaves, *losses_grads], _LOSSES)
     by_place = dict(zip(LEAVES, found, strict=True))
     places = range(NUM_ARGUMENTS + len(ctx.options))
     return None, *(by_place.get(place) for place in places)
@@ -143,19 +146,26 @@ def _have_invariants_warned() -> None:
         torch.sparse_coo_tensor(torch.empty(1, 0), torch.empty(0), (1,), check_invariants=False)
 
 
+def refuse_second_derivative(
+    found: Sequence[Tensor | None], sources: Sequence[Tensor | None], name: str
+) -> list[Tensor | None]:
+    """Gradients of `name` that refuse to be differentiated by what they were made from."""
+    return list(_Final.apply(name, len(found), *found, *sources))  # type: ignore[no-untyped-call]
+
+
 class _Final(torch.autograd.Function):
     """Passes gradients on as functions of what they depend on, to refuse a second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, number: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx: Any, name: str, number: int, *tensors: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        ctx.name = name
         return tuple(None if grad is None else grad.detach() for grad in tensors[:number])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError(
-            "the gradient of sampled_cross_entropy and full_cross_entropy cannot be "
-            "differentiated twice"
-        )
+        raise RuntimeError(f"the gradient of {ctx.name} cannot be differentiated twice")
 
 
 class _Differentiable(torch.autograd.Function):

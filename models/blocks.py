@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from kernels import layer_norm
 from models.config import ModelConfig
 from models.packing import Packing
 
@@ -77,6 +78,23 @@ def rotate(qkv_T3HC: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([turned.to(qkv_T3HC.dtype), qkv_T3HC[:, 2:]], dim=1)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in front of a matrix product: under autocast the output is of its type.
+
+    Attributes:
+        is_stream: The output is the stream itself, and of its type.
+    """
+
+    def __init__(self, width: int, *, is_stream: bool = False) -> None:
+        super().__init__(width)
+        self.is_stream = is_stream
+
+    def forward(self, states_TD: Tensor) -> Tensor:
+        """Of the same shape."""
+        dtype = states_TD.dtype if self.is_stream else None
+        return layer_norm(states_TD, self.weight, self.bias, eps=self.eps, out_dtype=dtype)
+
+
 class SwiGLU(nn.Module):
     """A gated feed-forward layer with as many weights as one of four times the width.
 
@@ -119,10 +137,10 @@ class Block(nn.Module):
         self.num_heads = config.num_heads
         self.dropout = config.dropout
         self.norms_first = config.norm == "pre"
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = LayerNorm(width, is_stream=not self.norms_first)
         self.qkv = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
-        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward_norm = LayerNorm(width, is_stream=not self.norms_first)
         self.feed_forward: nn.Module
         if config.feed_forward == "swiglu":
             self.feed_forward = SwiGLU(width)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from models.blocks import Block, rotations
+from models.blocks import Block, LayerNorm, rotations
 from models.config import ModelConfig
 from models.item_table import ItemTable
 from models.packing import Packing
@@ -44,7 +44,7 @@ class Transformer(nn.Module):
             Block(config, causal=self.causal) for _ in range(config.num_blocks)
         )
         # Behind post-norm blocks the states are normalised already.
-        self.norm = nn.LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
+        self.norm = LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
         self._outputs = None
         if config.output_table == "separate":
             self._outputs = ItemTable(num_items, config.width, table_dtype, by_rows=by_rows)
