@@ -1,0 +1,142 @@
+"""The worker of `benchmarks.training` that trains ours: epochs, a profile, an evaluation.
+
+Shapes: M interactions, S sequences.
+"""
+
+import importlib
+import pkgutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.runtime import KernelInterface
+
+import kernels
+from benchmarks import _gpu_profile
+from benchmarks._training_setup import Arrays, Setup, peak_bytes, spread, synchronize, work
+from objectives.config import TrialConfig
+from objectives.data.prepare import Sequences, Targets
+from objectives.data.sequences import DeviceSequences, DeviceTargets
+from objectives.evaluation import evaluate
+from objectives.losses import build_loss
+from objectives.training import Trainer
+
+_PROFILED_STEPS = 30
+_NOT_OF_THE_LOSS = ("layer_norm", "ranking", "row_gradient", "row_updates")
+
+
+def measure(system: str, setup: Setup, arrays: Arrays, folder: Path) -> dict[str, Any]:
+    """Trains whole epochs until the time is up, then profiles, then evaluates."""
+    config = TrialConfig.from_flat(
+        {
+            "max_length": setup.max_length,
+            "width": setup.width,
+            "num_blocks": setup.blocks,
+            "num_heads": setup.heads,
+            "dropout": setup.dropout,
+            "negatives": setup.negatives,
+            "batch_size": setup.batch_size,
+            "max_epochs": 1000,
+        }
+    )
+    device = torch.device(setup.device)
+    torch.manual_seed(setup.seed)
+    trainer = Trainer(
+        config.model.build(setup.items).to(device),
+        build_loss(config.loss, setup.seed),
+        DeviceSequences(Sequences(arrays.items, arrays.offsets), device),
+        config.training,
+        setup.seed,
+    )
+    result = _epochs(trainer, setup)
+    result |= {
+        "loss": f"cce- R={config.loss.group_size}",
+        "precision": "bf16" if setup.device == "cuda" else "float32",
+        "workers": 0,
+        "peak_bytes": peak_bytes(setup),
+    }
+    if setup.device == "cuda":
+        result |= _profile(trainer, setup, arrays)
+    return result | _evaluation(trainer, setup, arrays)
+
+
+def _epochs(trainer: Trainer, setup: Setup) -> dict[str, Any]:
+    """The first epoch, which compiles, is left out; after it there is at least one more."""
+    deadline = time.perf_counter() + setup.time_limit
+    trainer.train_epoch()
+    seconds: list[float] = []
+    loss = 0.0
+    while not seconds or time.perf_counter() + seconds[-1] < deadline:
+        synchronize(setup)
+        begin = time.perf_counter()
+        loss = trainer.train_epoch()
+        synchronize(setup)
+        seconds.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    tokens = sum(part.shape.num_tokens for parts in trainer.batches.epoch() for part in parts)
+    planning = time.perf_counter() - begin
+    steps = setup.steps_per_epoch
+    return {
+        "timed_steps": steps * len(seconds),
+        "final_loss": loss,
+        "tokens_per_step": tokens / steps,
+        "data_share": planning / min(seconds),
+        **spread("step_ms", [1e3 * epoch / steps for epoch in seconds]),
+    }
+
+
+def _profile(trainer: Trainer, setup: Setup, arrays: Arrays) -> dict[str, float]:
+    """An epoch of a few steps under the profiler, behind two that warm up."""
+    users = min(setup.users, _PROFILED_STEPS * setup.batch_size)
+    offsets = arrays.offsets[: users + 1]
+    part = Sequences(arrays.items[: offsets[-1]], offsets)
+    device = torch.device(setup.device)
+    short = Trainer(
+        trainer.model, trainer.loss, DeviceSequences(part, device), trainer.config, trainer.seed
+    )
+    short.train_epoch()
+    short.train_epoch()
+    torch.cuda.synchronize()
+    profiler = _gpu_profile.start()
+    short.train_epoch()
+    torch.cuda.synchronize()
+    return _gpu_profile.shares(profiler, _loss_kernels().__contains__)
+
+
+def _loss_kernels() -> set[str]:
+    """Names of our Triton kernels that belong to the loss."""
+    names = set()
+    for module in pkgutil.iter_modules(kernels.__path__, "kernels."):
+        is_of_the_loss = not any(part in module.name for part in _NOT_OF_THE_LOSS)
+        if module.name.startswith("kernels.triton_") and is_of_the_loss:
+            values = vars(importlib.import_module(module.name)).items()
+            names |= {name for name, value in values if isinstance(value, KernelInterface)}
+    return names
+
+
+def _evaluation(trainer: Trainer, setup: Setup, arrays: Arrays) -> dict[str, Any]:
+    """All metrics of all users, the second time."""
+    sequences = Sequences(arrays.items, arrays.offsets)
+    targets = DeviceTargets(Targets(sequences, arrays.targets), torch.device(setup.device))
+    mean_length = arrays.num_tokens(setup.max_length) / setup.users
+    seconds = 0.0
+    for _ in range(2):
+        synchronize(setup)
+        begin = time.perf_counter()
+        evaluate(
+            trainer.encoder(),
+            trainer.model.outputs.weight.detach(),
+            targets,
+            # As in a trial.
+            batch_tokens=int(setup.batch_size * mean_length * setup.blocks),
+            max_length=setup.max_length,
+            lists=True,
+        )
+        synchronize(setup)
+        seconds = time.perf_counter() - begin
+    return {"evaluation_seconds": seconds}
+
+
+if __name__ == "__main__":
+    work(measure)
