@@ -191,7 +191,7 @@ class Run:
         """A validation from start to end."""
         objective = SequentialObjective(random_data(num_users, num_items), self._device)
         settings = {"width": 128, "num_blocks": 2, "num_heads": 2, "batch_size": 512}
-        trainer = objective._trainer(TrialConfig.from_flat(settings), _SEED)
+        trainer = objective._trainer(TrialConfig.from_flat(settings), _SEED, 1 << 36)
         data = objective.data.validation
         targets = DeviceTargets(data, self._device)
         row = {

@@ -31,7 +31,8 @@ class ItemTable(nn.Module):
         super().__init__()
         self.sink = RowSink(num_items) if by_rows else None
         # In place: a large table is not to be there twice.
-        self.weight = nn.Parameter(torch.randn(num_items, width, dtype=dtype).div_(width**0.5))
+        self.weight = nn.Parameter(torch.empty(num_items, width, dtype=dtype))
+        nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of the items, times sqrt(D), float32 of shape [*ids, D]."""

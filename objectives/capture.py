@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,12 +18,18 @@ device.
 """
 
 
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """One for all trainings of the process: libraries keep a workspace for each stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class GraphMemory:
     """The memory and the stream of graphs that are replayed one after the other."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream = _stream_of(device)
         self.pool: Any = torch.cuda.MemPool()
 
     @contextmanager
@@ -48,15 +55,16 @@ class CapturedStep:
     then there when graphs are captured, and must not lie in their memory.
     """
 
-    def __init__(self, step: Step, memory: GraphMemory) -> None:
-        self._step = step
+    def __init__(self, memory: GraphMemory) -> None:
         self._memory = memory
         self._graphs: dict[tuple[Shape, torch.Size], _Graph] = {}
 
-    def __call__(self, numbers: Tensor, shape: Shape) -> Tensor:
+    def __call__(self, step: Step, numbers: Tensor, shape: Shape) -> Tensor:
         """Takes the step; the next one overwrites its result.
 
         Args:
+            step: The same in every call. It is not kept: a training that its steps know would live
+                until the garbage collector found it, with all its memory.
             numbers: On the host.
             shape: Of the batch.
         """
@@ -67,11 +75,11 @@ class CapturedStep:
                 return graph(numbers)
             is_first = not self._graphs
             if is_first:
-                result = self._step(numbers.to(self._memory.device), shape)
+                result = step(numbers.to(self._memory.device), shape)
                 # What the step has freed would lie idle beside the memory of the graphs. Captured
                 # at once, for the first batch is as large as any: smaller ones fit in its memory.
                 torch.cuda.empty_cache()
-            graph = self._graphs[key] = _Graph(self._step, numbers, shape, self._memory)
+            graph = self._graphs[key] = _Graph(step, numbers, shape, self._memory)
             return result if is_first else graph(numbers)
 
 

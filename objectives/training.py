@@ -72,7 +72,7 @@ class Trainer:
         self._graphs = self._captured = None
         if self.device.type == "cuda":
             self._graphs = GraphMemory(self.device)
-            self._captured = CapturedStep(self._step_on_device, self._graphs)
+            self._captured = CapturedStep(self._graphs)
 
     def train_epoch(self) -> float:
         """One pass over the sequences.
@@ -104,7 +104,7 @@ class Trainer:
         self.step += 1
         if self._captured is not None:
             numbers = torch.from_numpy(np.stack([part.numbers for part in parts]))
-            return self._captured(numbers, parts[0].shape)
+            return self._captured(self._step_on_device, numbers, parts[0].shape)
         total = sum(
             (self._add_gradients(torch.from_numpy(part.numbers), part.shape) for part in parts),
             start=torch.zeros(()),

@@ -24,6 +24,12 @@ from kernels import (
     sum_rows,
 )
 
+# torch 2.11 warns of the first whatever is asked for, and the second is a prototype.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+]
+
 gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

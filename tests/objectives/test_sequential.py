@@ -14,7 +14,7 @@ from torch import Tensor
 from objectives import checkpoint, sequential
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
-from objectives.data.sequences import DeviceTargets
+from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.errors import UserError
 from objectives.evaluation import CUTOFFS
 from objectives.memory import least_table_memory, measured_memory
@@ -396,3 +396,36 @@ def test_a_pruner_may_stop_the_trial(cycle: PreparedData, make_context: MakeCont
     with pytest.raises(optuna.TrialPruned):
         SequentialObjective(cycle, CPU)(config(), make_context(report))
     assert epochs == [1, 2]
+
+
+def test_sums_are_in_a_fixed_order_where_that_is_asked_for(
+    cycle: PreparedData, make_context: MakeContext
+) -> None:
+    found = []
+
+    def report(epoch: int, metrics: Mapping[str, float]) -> None:
+        found.append(torch.are_deterministic_algorithms_enabled())
+
+    for arithmetic in ("deterministic", "fast"):
+        SequentialObjective(cycle, CPU)(
+            config(arithmetic=arithmetic, max_epochs=1), make_context(report)
+        )
+    assert found == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_data_that_is_too_large_for_the_budget_stays_on_the_host(
+    cycle: PreparedData, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_host = []
+
+    def spy(*arguments: Any, **options: Any) -> DeviceSequences:
+        on_host.append(options["on_host"])
+        return DeviceSequences(*arguments, **options)
+
+    monkeypatch.setattr(sequential, "DeviceSequences", spy)
+    items = np.zeros(300_000, np.int32)
+    large = replace(cycle, train=Sequences(items, np.arange(0, 300_001, 6)))
+    for data in (cycle, large):
+        SequentialObjective(data, CPU).probe(config(batch_size=8), 16 << 20)
+    assert on_host == [False, True]

@@ -16,6 +16,7 @@ from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.batches import TrainingBatch
 from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.losses import build_loss
+from objectives.memory import measured_memory
 from objectives.training import NonFiniteLoss, Trainer
 
 CPU = torch.device("cpu")
@@ -192,6 +193,31 @@ def test_parts_of_unequal_length_count_by_their_rows(
     assert sorted(map(len, gradients)) == [1, 4]
     for gradient in gradients:
         torch.testing.assert_close(gradient, torch.full_like(gradient, 1 / 5))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_what_is_computed_again_is_what_was_kept(norm: str, cycle: PreparedData) -> None:
+    losses, states = [], []
+    for activations in ("kept", "recomputed"):
+        trainer = make_trainer(cycle, norm=norm, dropout=0.3, activations=activations)
+        losses.append([trainer.train_epoch() for _ in range(2)])
+        states.append(weights(trainer))
+    assert losses[0] == losses[1]
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name
+
+
+def test_what_is_computed_again_takes_no_memory(cycle: PreparedData) -> None:
+    peaks = []
+    for activations in ("kept", "recomputed"):
+        trainer = make_trainer(
+            cycle, width=64, num_blocks=3, batch_size=48, activations=activations
+        )
+        trainer.train_step(trainer.batches.largest())
+        with measured_memory(CPU, 1 << 40) as memory:
+            trainer.train_step(trainer.batches.largest())
+        peaks.append(memory.peak)
+    assert peaks[1] < 0.6 * peaks[0]
 
 
 def rates(trainer: Trainer, num_steps: int) -> list[float]:
