@@ -33,6 +33,9 @@ class ModelConfig(BaseModel):
     feed_forward: Literal["gelu", "swiglu"] = Field(
         "gelu", description="feed-forward layer: four times the width with GELU, or gated"
     )
+    table_scale: float = Field(
+        1.0, gt=0, description="standard deviation of fresh item vectors, times the width's root"
+    )
     output_table: Literal["tied", "separate"] = Field(
         "tied", description="states are compared with the input table, or with one of their own"
     )

@@ -13,7 +13,8 @@ from kernels import RowSink, look_up
 class ItemTable(nn.Module):
     """One vector per item; the output layer is tied to it.
 
-    Entries start as N(0, 1/D): a scaled lookup then has unit variance, and so do the first logits.
+    Entries start as N(0, scale^2 / D): with a scale of 1, a scaled lookup has unit variance, and so
+    do the first logits. A smaller one ranks items that are seldom trained on less at random.
 
     Attributes:
         sink: Where the rows go that lookups and losses touch, in place of a gradient [V, D]; None:
@@ -26,13 +27,14 @@ class ItemTable(nn.Module):
         width: int,
         dtype: torch.dtype = torch.float32,
         *,
+        scale: float = 1.0,
         by_rows: bool = False,
     ) -> None:
         super().__init__()
         self.sink = RowSink(num_items) if by_rows else None
         # In place: a large table is not to be there twice.
         self.weight = nn.Parameter(torch.empty(num_items, width, dtype=dtype))
-        nn.init.normal_(self.weight, std=width**-0.5)
+        nn.init.normal_(self.weight, std=scale * width**-0.5)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors of the items, times sqrt(D), float32 of shape [*ids, D]."""

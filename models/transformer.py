@@ -3,6 +3,7 @@
 Shapes: T tokens of packed sequences, D width.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -36,7 +37,15 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.items = ItemTable(num_items, config.width, table_dtype, by_rows=by_rows)
+        new_table = partial(
+            ItemTable,
+            num_items,
+            config.width,
+            table_dtype,
+            scale=config.table_scale,
+            by_rows=by_rows,
+        )
+        self.items = new_table()
         self.positions = None
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(config.max_length, config.width) * 0.02)
@@ -45,9 +54,7 @@ class Transformer(nn.Module):
         )
         # Behind post-norm blocks the states are normalised already.
         self.norm = LayerNorm(config.width) if config.norm == "pre" else nn.Identity()
-        self._outputs = None
-        if config.output_table == "separate":
-            self._outputs = ItemTable(num_items, config.width, table_dtype, by_rows=by_rows)
+        self._outputs = new_table() if config.output_table == "separate" else None
 
     @property
     def outputs(self) -> ItemTable:

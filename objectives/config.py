@@ -53,8 +53,22 @@ class DataConfig(BaseModel):
         description="leave-one-out: each user's last item is the test target, the one before the "
         "validation target; temporal: cut at the 90 %% quantile of time, as in the CCE- paper",
     )
+    validation_users: int | None = Field(
+        None,
+        ge=1,
+        description="leave-one-out: so many users, drawn at random, are validated, and the item "
+        "before the last of all others is trained on (default: all users)",
+    )
     min_item_users: int = Field(5, ge=1, description="keep items of at least this many users …")
     min_user_items: int = Field(3, ge=1, description="… then users of at least this many items")
+
+    @model_validator(mode="after")
+    def _validates_the_users_of_its_split(self) -> Self:
+        if self.validation_users is not None and self.split != "leave-one-out":
+            raise ValueError(
+                f"validation_users is for the leave-one-out split, not for {self.split}"
+            )
+        return self
 
 
 class LossConfig(BaseModel):

@@ -135,6 +135,7 @@ _METAVARS = {
     "split": "SPLIT",
     "min_item_users": "N",
     "min_user_items": "N",
+    "validation_users": "N",
     "study": "NAME",
     "n_trials": "N",
     "timeout": "TIME",
@@ -215,7 +216,10 @@ def _flatten(table: dict[str, Any]) -> dict[str, Any]:
 def _sentence(where: str, error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such key; keys are {', '.join(_names())}"
-    message = error["msg"].removeprefix("Value error, ")
+    message: str = error["msg"].removeprefix("Value error, ")
+    if not where:
+        # Of several fields, which it names.
+        return message
     if error["type"] == "string_pattern_mismatch":
         message = "not one of the forms that --help lists"
     shown = error["input"] if isinstance(error["input"], (str, int, float)) else ""

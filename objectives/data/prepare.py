@@ -120,6 +120,7 @@ def prepare(config: DataConfig) -> PreparedData:
         config.split,
         config.min_item_users,
         config.min_user_items,
+        config.validation_users,
     ]
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     entry = cache_folder() / "prepared" / digest
@@ -246,7 +247,10 @@ def _lengths(log: _Log) -> NDArray[np.int64]:
 
 
 def _leave_one_out(log: _Log, config: DataConfig, notes: list[str]) -> tuple[_Log, _Log, _Log]:
-    """Each user's last item is the test target, the one before the validation target."""
+    """Each user's last item is the test target, the one before the validation target.
+
+    With fewer users to validate, the latter item of all others is trained on.
+    """
     position, length = _from_end(log.users), _lengths(log)
     short = length < 3
     if short.any():
@@ -254,14 +258,26 @@ def _leave_one_out(log: _Log, config: DataConfig, notes: list[str]) -> tuple[_Lo
             f"{len(np.unique(log.users[short])):,} users of fewer than 3 interactions are "
             "neither validated nor tested"
         )
-    train = log.where(short | (position >= 2))
-    train = train.where(_lengths(train) >= 2)
-    validation, test = log.where(~short & (position >= 1)), log.where(~short)
+    test = log.where(~short)
     if len(test.users) == 0:
         raise UserError(
             f"{config.data}: no user has the 3 interactions that leave-one-out needs (one each to "
             "train, validate and test)"
         )
+    users = np.unique(test.users)
+    if config.validation_users is not None:
+        if config.validation_users > len(users):
+            raise UserError(
+                f"--validation-users {config.validation_users}: there are {len(users):,} users of "
+                "3 interactions or more; use at most that many"
+            )
+        users = np.random.default_rng(_VALIDATION_SEED).choice(
+            users, config.validation_users, replace=False
+        )
+    is_validated = np.isin(log.users, users)
+    train = log.where(short | (position >= np.where(is_validated, 2, 1)))
+    train = train.where(_lengths(train) >= 2)
+    validation = log.where(~short & is_validated & (position >= 1))
     return _require_training(train, config), validation, test
 
 

@@ -37,6 +37,8 @@ def test_entries_have_the_variance_of_the_width(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     table = ItemTable(2000, 100, dtype)
     assert float(table.weight.detach().float().std()) == pytest.approx(0.1, rel=0.01)
+    table = ItemTable(2000, 100, dtype, scale=0.3)
+    assert float(table.weight.detach().float().std()) == pytest.approx(0.03, rel=0.01)
 
 
 @pytest.mark.parametrize("architecture", ["sasrec", "bert4rec"])

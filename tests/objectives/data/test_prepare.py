@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from objectives.config import ColumnsConfig, DataConfig
 from objectives.data import PreparedData, Sequences, Targets, prepare, sources
@@ -254,6 +256,33 @@ def test_targets_of_leave_one_out_are_not_in_training(tmp_path: Path) -> None:
         }
 
 
+def test_users_that_are_not_validated_train_on_all_but_their_last_item(tmp_path: Path) -> None:
+    log = marked_log()
+    path = write(tmp_path / "log.csv", log)
+    data = prepare(config(path, validation_users=3))
+    whole, users = prepare(config(path)), histories(log)
+    validated = with_targets(data, data.validation)
+    assert len(validated) == 3
+    assert all(ids in with_targets(whole, whole.validation) for ids in validated)
+    assert with_targets(data, data.test) == with_targets(whole, whole.test)
+    chosen = {ids[0] for ids in validated}
+    assert {ids[0]: ids for ids in lists(data, data.train)} == {
+        items(events)[0]: items(events)[: -2 if items(events)[0] in chosen else -1]
+        for events in users.values()
+    }
+    assert data.digest != whole.digest
+    again = prepare(config(path, validation_users=3))
+    assert with_targets(again, again.validation) == validated
+
+
+def test_there_must_be_as_many_users_as_are_to_be_validated(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", marked_log())
+    message = refusal(config(path, validation_users=1000))
+    assert re.search(r"--validation-users 1000: there are \d+ users .* use at most", message)
+    with pytest.raises(ValidationError, match="validation_users is for the leave-one-out split"):
+        config(path, validation_users=3, split="temporal")
+
+
 def test_a_test_user_with_only_new_items_after_the_cut_is_left_out(tmp_path: Path) -> None:
     log = [Event(user, item, 10 * item + user) for user in range(9) for item in range(9)]
     log += [Event(9, time % 9, time) for time in range(500, 512)]  # the cut lies among these
@@ -422,6 +451,7 @@ def test_the_digest_is_that_of_content_and_configuration(tmp_path: Path) -> None
         {"split": "temporal"},
         {"min_item_users": 2},
         {"min_user_items": 2},
+        {"validation_users": 2},
         {"columns": ColumnsConfig(time="none")},
     ]
     digests = [prepare(config(path, **chosen)).digest for chosen in choices]
