@@ -1,14 +1,16 @@
 """How good are the models that the losses train? Several seeds each, one setting for a data set.
 
-python -m benchmarks.losses [--compare quickstart | sharing | tables] [--folder FOLDER] [--seeds 3]
+python -m benchmarks.losses [--compare quickstart | sharing | tables | configs] [--folder FOLDER] [--seeds 3]
     [--processes 1] [--time-limit SECONDS] [--output FILE]
 
 quickstart: is CCE- with K = 1024 as good as the full softmax on ml-100k?
 sharing: does it cost quality that 128 rows share their K = 1024 negatives? On MovieLens-1M and
     Amazon Beauty, whose files ml-1m.parquet and amazon-beauty-bert4rec.parquet the folder holds.
 tables: does it cost quality to move only the touched rows of the item table, on Amazon Beauty?
+configs: how good are the configurations in `configs/`, how good is the full softmax on globo-news,
+    and row-wise Adam on Amazon Beauty? The folder holds globo-news.parquet too.
 
-Leave-one-out, NDCG@10 over the whole catalogue, tested with the weights of the best validation
+Leave-one-out but on globo-news, NDCG@10 over the whole catalogue, tested with the weights of the best validation
 epoch. The differences are to the first loss with the same seed. The jobs of one seed come before
 those of the next, each in a process of its own; what runs when the time limit comes may end. With
 several processes at a time, `seconds` is the time of a job beside the others.
@@ -36,6 +38,7 @@ from objectives.sequential import SequentialObjective
 from objectives.trial import TrialResult
 from study.budget import resolve_budget
 from study.environment import choose_device
+from study.spec import load_spec
 
 _R1, _R128 = "cce- K=1024 R=1", "cce- K=1024 R=128"
 _LOSSES: dict[str, dict[str, Any]] = {
@@ -50,7 +53,23 @@ _TABLES: dict[str, dict[str, Any]] = {
     "table adam": {**_SHARED, "table_updates": "adam"},
     "table adam bf16": {**_SHARED, "table_updates": "adam", "table_dtype": "bfloat16"},
 }
-_SETTINGS = _LOSSES | _TABLES
+_CONFIGURED, _BY_ROWS = "as configured", "as configured, table adam"
+_VARIANTS: dict[str, dict[str, Any]] = {
+    _CONFIGURED: {},
+    "as configured, cce": {"loss": "cce"},
+    "as configured, K=1024": {"negatives": 1024},
+    _BY_ROWS: {"table_updates": "adam"},
+}
+_SETTINGS = _LOSSES | _TABLES | _VARIANTS
+_CONFIGS = Path(__file__).parents[1] / "configs"
+_JOBS_OF_CONFIG = {
+    "ml-1m": ("ml-1m.parquet", (_CONFIGURED,)),
+    "beauty": ("amazon-beauty-bert4rec.parquet", (_CONFIGURED, _BY_ROWS)),
+    "globo-news": (
+        "globo-news.parquet",
+        (_CONFIGURED, "as configured, cce", "as configured, K=1024"),
+    ),
+}
 
 _QUICKSTART = {"batch_size": 64, "learning_rate": 2e-3, "max_epochs": 60, "patience": 8}
 _SETTING_OF_FILE: dict[str, dict[str, Any]] = {
@@ -136,7 +155,23 @@ def tables(folder: Path, seeds: int) -> list[Job]:
     ]
 
 
-_COMPARISONS = {"quickstart": quickstart, "sharing": sharing, "tables": tables}
+def configs(folder: Path, seeds: int) -> list[Job]:
+    """The configurations that users are given."""
+    jobs = []
+    for seed in range(seeds):
+        for name, (file, variants) in _JOBS_OF_CONFIG.items():
+            spec = load_spec({}, _CONFIGS / f"{name}.toml")
+            data = spec.data_config.model_copy(update={"data": str(folder / file)})
+            jobs += [Job(data, spec.space, variant, seed) for variant in variants]
+    return jobs
+
+
+_COMPARISONS = {
+    "quickstart": quickstart,
+    "sharing": sharing,
+    "tables": tables,
+    "configs": configs,
+}
 
 
 def _train(job: Job, processes: int, results: Connection) -> None:
@@ -216,7 +251,7 @@ def _print_summary(rows: list[dict[str, Any]]) -> None:
             for loss in (first, *others):
                 values = list(of_loss[loss].values())
                 print(
-                    f"  {loss:18} {statistics.mean(values):.4f} +- {_deviation(values):.4f} "
+                    f"  {loss:25} {statistics.mean(values):.4f} +- {_deviation(values):.4f} "
                     f"(standard deviation, {len(values)} seeds)"
                 )
             for loss in others:
@@ -243,7 +278,7 @@ def main() -> None:
         "--folder",
         type=Path,
         default=Path(".data"),
-        help="of the files that sharing and tables train on",
+        help="of the files that sharing, tables and configs train on",
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=1, help="jobs at a time")
