@@ -1,7 +1,7 @@
 """How good are the models that the losses train? Several seeds each, one setting for a data set.
 
-python -m benchmarks.losses [--compare quickstart | sharing | tables | configs] [--folder FOLDER] [--seeds 3]
-    [--processes 1] [--time-limit SECONDS] [--output FILE]
+python -m benchmarks.losses [--compare quickstart | sharing | tables | configs] [--folder FOLDER]
+    [--seeds 3] [--processes 1] [--time-limit SECONDS] [--output FILE]
 
 quickstart: is CCE- with K = 1024 as good as the full softmax on ml-100k?
 sharing: does it cost quality that 128 rows share their K = 1024 negatives? On MovieLens-1M and
@@ -10,8 +10,8 @@ tables: does it cost quality to move only the touched rows of the item table, on
 configs: how good are the configurations in `configs/`, how good is the full softmax on globo-news,
     and row-wise Adam on Amazon Beauty? The folder holds globo-news.parquet too.
 
-Leave-one-out but on globo-news, NDCG@10 over the whole catalogue, tested with the weights of the best validation
-epoch. The differences are to the first loss with the same seed. The jobs of one seed come before
+Leave-one-out but on globo-news, NDCG@10 over the whole catalogue, tested with the weights of the
+best validation epoch. The differences are to the first loss with the same seed. The jobs of one seed come before
 those of the next, each in a process of its own; what runs when the time limit comes may end. With
 several processes at a time, `seconds` is the time of a job beside the others.
 """

@@ -13,8 +13,8 @@ from kernels import RowSink, look_up
 class ItemTable(nn.Module):
     """One vector per item; the output layer is tied to it.
 
-    Entries start as N(0, scale^2 / D): with a scale of 1, a scaled lookup has unit variance, and so
-    do the first logits. A smaller one ranks items that are seldom trained on less at random.
+    Entries start as N(0, scale^2 / D): with a scale of 1, a scaled lookup has unit variance, and
+    so do the first logits. A smaller one ranks items that are seldom trained on less at random.
 
     Attributes:
         sink: Where the rows go that lookups and losses touch, in place of a gradient [V, D]; None:

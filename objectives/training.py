@@ -104,6 +104,9 @@ class Trainer:
         self.step += 1
         if self._captured is not None:
             numbers = torch.from_numpy(np.stack([part.numbers for part in parts]))
+            if self.sequences.on_host:
+                # With all the items it is long: only a copy of pinned memory waits for nothing.
+                numbers = numbers.pin_memory()
             return self._captured(self._step_on_device, numbers, parts[0].shape)
         total = sum(
             (self._add_gradients(torch.from_numpy(part.numbers), part.shape) for part in parts),

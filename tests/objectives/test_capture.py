@@ -147,9 +147,10 @@ def test_parts_make_the_step_of_the_whole() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_the_host_waits_for_nothing(settings: dict[str, Any]) -> None:
-    trainer = make_trainer(**settings)
+def test_the_host_waits_for_nothing(settings: dict[str, Any], on_host: bool) -> None:
+    trainer = make_trainer(on_host=on_host, **settings)
     trainer.train_epoch()
     plans = list(trainer.batches.epoch())
     for plan in plans:

@@ -44,13 +44,12 @@ def test_it_trains(path: Path, tmp_path: Path) -> None:
     data = tmp_path / "log.csv"
     data.write_text("\n".join(["user,item,time", *log, ""]))
     small = {"max_epochs": 1, "width": 8, "num_blocks": 1, "num_heads": 1, "negatives": 20}
-    flags = [f"--space.{name}={value}" for name, value in small.items()]
+    flags = [f"--space.{name}={value}" for name, value in {**small, "batch_size": 64}.items()]
+    flags += ["--n-trials=2", "--json", "--device=cpu", f"--output-dir={tmp_path / 'runs'}"]
     if "validation_users" in path.read_text():
         flags.append("--validation-users=20")
     run = subprocess.run(
-        [sys.executable, "-m", "study.run", "--config", path, "--data", data, "--n-trials=2"]
-        + ["--output-dir", tmp_path / "runs", "--json", "--device=cpu", "--space.batch_size=64"]
-        + flags,
+        [sys.executable, "-m", "study.run", "--config", path, "--data", data, *flags],
         capture_output=True,
         text=True,
         timeout=300,
