@@ -11,9 +11,9 @@ configs: how good are the configurations in `configs/`, how good is the full sof
     and row-wise Adam on Amazon Beauty? The folder holds globo-news.parquet too.
 
 Leave-one-out but on globo-news, NDCG@10 over the whole catalogue, tested with the weights of the
-best validation epoch. The differences are to the first loss with the same seed. The jobs of one seed come before
-those of the next, each in a process of its own; what runs when the time limit comes may end. With
-several processes at a time, `seconds` is the time of a job beside the others.
+best validation epoch. The differences are to the first loss with the same seed. The jobs of one
+seed come before those of the next, each in a process of its own; what runs when the time limit
+comes may end. With several processes at a time, `seconds` is the time of a job beside the others.
 """
 
 import argparse
