@@ -163,7 +163,9 @@ def backward(
 def like(x_TD: Tensor, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors for what `forward` returns."""
     y_TD = torch.empty_like(x_TD, dtype=out_dtype)
-    mean_T, rstd_T = (x_TD.new_empty(len(x_TD), dtype=torch.float32) for _ in range(2))
+    # Not len, an int: torch.compile would compile every number of rows anew.
+    num_rows = x_TD.shape[0]
+    mean_T, rstd_T = (x_TD.new_empty(num_rows, dtype=torch.float32) for _ in range(2))
     return y_TD, mean_T, rstd_T
 
 

@@ -201,10 +201,12 @@ def test_a_compiled_model_keeps_it_whole(device: torch.device) -> None:
     def model(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor) -> Tensor:
         return layer_norm(x_TD * 2, weight_D, bias_D, out_dtype=BF16).float() * 3
 
+    torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for num_rows in (5, 37):
         leaves, grad_TD = inputs(num_rows, 8, FP32, device)
-        got, wanted = (results(each(*leaves), leaves, grad_TD) for each in (compiled, model))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            got, wanted = (results(each(*leaves), leaves, grad_TD) for each in (compiled, model))
         for pair in zip(got, wanted, strict=True):
             torch.testing.assert_close(*pair)
 
