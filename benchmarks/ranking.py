@@ -58,17 +58,17 @@ _TILES: dict[torch.dtype, dict[_Kernels, list[Tile | None]]] = {
     torch.bfloat16: {
         "ranks": [
             None,
+            Tile(128, 128, 8, 2),
             Tile(128, 64, 8, 4),
-            Tile(256, 64, 8, 3),
             Tile(64, 128, 4, 2),
             Tile(128, 64, 4, 4),
         ],
-        "lists": [None, Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)],
+        "lists": [None, Tile(128, 128, 8, 2), Tile(128, 64, 8, 4), Tile(128, 64, 8, 3)],
     },
     torch.float32: {
         "ranks": [
             None,
-            Tile(128, 128, 8, 4),
+            Tile(128, 128, 8, 3),
             Tile(128, 128, 8, 2),
             Tile(128, 64, 8, 4),
             Tile(64, 128, 4, 3),

@@ -294,23 +294,23 @@ def _tile(
 ) -> tuple[Tile, int]:
     """The tile for a card, and the columns of its products.
 
-    On Hopper 128 rows wait in shared memory, and each tile of items serves them all: fewer rows
-    would be bound by the L2 cache. Lists hold the best score and item of every place of a tile
-    beside its product, so theirs has half as many items. Elsewhere it is the tile of the loss over
-    the whole catalogue with fewer scores a warp. The operands of tf32x3 are split in registers, 32
-    columns at a time. None spills registers, and beside Hopper 99 KiB of shared memory are enough
-    (compiled by Triton 3.6 for sm_80 and sm_90; not timed).
+    On Hopper the states of a program wait in shared memory, and each tile of items serves them
+    all: few would be bound by the L2 cache. Lists hold the best score and item of every place of a
+    tile beside its product, so theirs is smaller. The tiles are the fastest that
+    `benchmarks.ranking` measured at width 256 and none has been timed at another. Elsewhere it is
+    the tile of the loss over the whole catalogue with fewer scores a warp, not timed. The operands
+    of tf32x3 are split in registers, 32 columns at a time. Compiled by Triton 3.6 for sm_80 and
+    sm_90 none spills registers, and beside Hopper 99 KiB of shared memory are enough.
     """
     half, block_d = dtype != torch.float32, config.block_d
     if not half and block_d > 64:
         block_d = 32
     if device.type == "cuda" and _capability(device) == 9:
-        items = 128 if kernels == "ranks" else 64
         if not half:
-            return Tile(128, items, 8, 3), block_d
+            return Tile(128, 128, 8, 4) if kernels == "ranks" else Tile(128, 64, 8, 3), block_d
         if width > block_d:
-            return Tile(128, items, 8, 4), 64
-        return Tile(128, items, 8, 2 if block_d * items > 1 << 14 else 4), block_d
+            return Tile(128, 128 if kernels == "ranks" else 64, 8, 4), 64
+        return Tile(256, 64, 8, 3) if kernels == "ranks" else Tile(64, 64, 4, 2), block_d
     if not half:
         return Tile(64, 32, 4, 3), block_d
     tile = config.forward
