@@ -10,7 +10,7 @@ are sorted.
 import triton
 import triton.language as tl
 
-from kernels.triton_tiles import load_rows, scores
+from kernels.triton_ranking_scores import hold_rows, item_scores
 
 ABSENT_KEY = tl.constexpr(((-0x7F80_0001) << 32) | 0xFFFF_FFFF)
 """The key of -inf for item 0; that of every score that may be listed lies above."""
@@ -50,13 +50,18 @@ def next_below(score):
 
 
 @triton.jit
-def is_above(score, item, own, below_own, target):
+def is_above(score, item, own, below_own, target, PRECISION: tl.constexpr):
     """Whether an item is listed before a row's target, whose score is its own.
 
     Equal scores of lower items are above the next lower float: one comparison an element decides.
+    A thread of three products has too many rows to hold a third number of each.
     """
-    bound = tl.where(item[None, :] < target[:, None], below_own[:, None], own[:, None])
-    return score > bound
+    if PRECISION == "bf16x3":
+        tied = (score == own[:, None]) & (item[None, :] < target[:, None])
+        return tied | (score > own[:, None])
+    else:
+        bound = tl.where(item[None, :] < target[:, None], below_own[:, None], own[:, None])
+        return score > bound
 
 
 @triton.jit
@@ -68,7 +73,7 @@ def tile_scores(
     """Items begin .. begin + BLOCK_K and their scores, -inf outside the catalogue."""
     item = begin + tl.arange(0, BLOCK_K)
     place = tl.minimum(item, num_items - 1)
-    score, _ = scores(
+    score = item_scores(
         held, states, row, states_stride, table, place, table_stride, D, BLOCK_D, DTYPE, PRECISION
     )
     if begin + BLOCK_K > num_items:
@@ -93,7 +98,7 @@ def paired_scores(
         place = begin + column
         item = tl.load(items + place, mask=(column < BLOCK_R) & (place < end), other=0)
         item = tl.maximum(item % num_items, 0)
-        score, _ = scores(
+        score = item_scores(
             held, states, row, states_stride, table, item, table_stride,
             D, BLOCK_D, DTYPE, PRECISION,
         )  # fmt: skip
@@ -120,7 +125,7 @@ def count_above(
     row_mask = row < num_rows
     row = tl.minimum(row, num_rows - 1)
     target = tl.load(targets + row)
-    held = load_rows(states, row, states_stride, None, 0, D, BLOCK_D, DTYPE)
+    held = hold_rows(states, row, states_stride, D, BLOCK_D, DTYPE, PRECISION)
     own = paired_scores(
         targets, tile * BLOCK_R, num_rows, held, row, states, table, num_items, states_stride,
         table_stride, D, BLOCK_R, BLOCK_K, BLOCK_D, DTYPE, PRECISION,
@@ -128,7 +133,11 @@ def count_above(
     own = tl.where((target >= 0) & (target < num_items), own, float("nan"))
     target = target.to(tl.int32)
     below_own = next_below(own)
-    count = tl.zeros((BLOCK_R,), tl.int32)
+    # A thread has items i and i + 8 of the three products, and all other threads the rest.
+    if PRECISION == "bf16x3":
+        count = tl.zeros((BLOCK_R, BLOCK_K // 16, 8), tl.int32)
+    else:
+        count = tl.zeros((BLOCK_R,), tl.int32)
     first = split * items_per_split
     last = tl.minimum(first + items_per_split, num_items)
     for begin in range(first, last, BLOCK_K):
@@ -136,7 +145,13 @@ def count_above(
             begin, held, row, states, table, num_items, states_stride, table_stride,
             D, BLOCK_K, BLOCK_D, DTYPE, PRECISION,
         )  # fmt: skip
-        count += tl.sum(is_above(score, item, own, below_own, target).to(tl.int32), 1)
+        above = is_above(score, item, own, below_own, target, PRECISION).to(tl.int32)
+        if PRECISION == "bf16x3":
+            count += tl.sum(tl.reshape(above, (BLOCK_R, BLOCK_K // 16, 2, 8)), 2)
+        else:
+            count += tl.sum(above, 1)
+    if PRECISION == "bf16x3":
+        count = tl.sum(tl.sum(count, 2), 1)
     tl.atomic_add(counts + row, count, mask=row_mask, sem="relaxed")
     tl.store(own_scores + row, own, mask=row_mask & (split == 0))
 
@@ -161,7 +176,7 @@ def discount_seen(
     counted = pair != before
     row = tl.where(counted, pair // num_items, 0)
     item = tl.where(counted, pair % num_items, 0)
-    held = load_rows(states, row, states_stride, None, 0, D, BLOCK_D, DTYPE)
+    held = hold_rows(states, row, states_stride, D, BLOCK_D, DTYPE, PRECISION)
     score = paired_scores(
         pairs, begin, num_pairs, held, row, states, table, num_items, states_stride,
         table_stride, D, BLOCK_R, BLOCK_K, BLOCK_D, DTYPE, PRECISION,
@@ -190,7 +205,7 @@ def best_of_groups(
     row = tile * BLOCK_R + tl.arange(0, BLOCK_R)
     row_mask = row < num_rows
     row = tl.minimum(row, num_rows - 1)
-    held = load_rows(states, row, states_stride, None, 0, D, BLOCK_D, DTYPE)
+    held = hold_rows(states, row, states_stride, D, BLOCK_D, DTYPE, PRECISION)
     best = tl.full((BLOCK_R, BLOCK_K), -float("inf"), tl.float32)
     best_item = tl.zeros((BLOCK_R, BLOCK_K), tl.int32)
     for begin in range(first, num_items, num_groups):
@@ -253,7 +268,7 @@ def append_above(
     if starts is not None:
         room += tl.load(starts + row + 1) - tl.load(starts + row)
         start += tl.load(starts + row)
-    held = load_rows(states, row, states_stride, None, 0, D, BLOCK_D, DTYPE)
+    held = hold_rows(states, row, states_stride, D, BLOCK_D, DTYPE, PRECISION)
     first = split * items_per_split
     last = tl.minimum(first + items_per_split, num_items)
     for begin in range(first, last, BLOCK_K):
@@ -261,7 +276,7 @@ def append_above(
             begin, held, row, states, table, num_items, states_stride, table_stride,
             D, BLOCK_K, BLOCK_D, DTYPE, PRECISION,
         )  # fmt: skip
-        found = is_above(score, item, lowest, below_lowest, end_of_ties)
+        found = is_above(score, item, lowest, below_lowest, end_of_ties, PRECISION)
         # Few tiles have any.
         if tl.max(tl.max(found.to(tl.int32), 1), 0) > 0:
             counter = num_found + row[:, None] + tl.zeros((BLOCK_R, BLOCK_K), tl.int32)

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from kernels import reference, reference_ranking, triton_ranking
@@ -35,6 +36,8 @@ _ROOM_PER_PLACE = 4
 _LEAST_ROOM = 256
 _BLOCK = 256
 """Pairs, or keys, of a program that multiplies nothing."""
+_SPLIT_COLUMNS = 32
+"""Columns of a product whose operands are split: with more the registers do not suffice."""
 _MEASURED: dict[Literal["ranks", "lists"], Tile] | None = None
 """Tiles in place of the chosen ones: for `benchmarks.ranking`, which measures them."""
 
@@ -269,7 +272,9 @@ def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]
     dtype = torch.promote_types(states_BD.dtype, table_VD.dtype)
     problem = Problem(states_BD, table_VD, torch.empty(0), operand_dtype=dtype)
     config = launch_config(problem, by_row=False)
-    tile, block_d = _tile(states_BD.device, dtype, states_BD.shape[1], kernels, config)
+    if _splits_items(states_BD, table_VD, config):
+        config = config._replace(dtype=tl.bfloat16, precision="bf16x3")
+    tile, block_d = _tile(states_BD.device, states_BD.shape[1], kernels, config)
     tile = (_MEASURED or {}).get(kernels, tile)
     tile = for_group(tile, states_BD.shape[0])
     constants = {
@@ -285,32 +290,45 @@ def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]
     return _Cut(tile, config.programs, constants)
 
 
+def _splits_items(states_BD: Tensor, table_VD: Tensor, config: LaunchConfig) -> bool:
+    """Whether scores are three bfloat16 products; wider states would not fit beside the items."""
+    return (
+        (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
+        and config.precision == "tf32x3"
+        and states_BD.shape[1] <= config.block_d
+        and (states_BD.device.type != "cuda" or _capability(states_BD.device) >= 8)
+    )
+
+
 def _tile(
-    device: torch.device,
-    dtype: torch.dtype,
-    width: int,
-    kernels: Literal["ranks", "lists"],
-    config: LaunchConfig,
+    device: torch.device, width: int, kernels: Literal["ranks", "lists"], config: LaunchConfig
 ) -> tuple[Tile, int]:
     """The tile for a card, and the columns of its products.
 
-    On Hopper 128 rows wait in shared memory, and each tile of items serves them all: fewer rows
-    would be bound by the L2 cache. Lists hold the best score and item of every place of a tile
-    beside its product, so theirs has half as many items. Elsewhere it is the tile of the loss over
-    the whole catalogue with fewer scores a warp. The operands of tf32x3 are split in registers, 32
-    columns at a time. None spills registers, and beside Hopper 99 KiB of shared memory are enough
-    (compiled by Triton 3.6 for sm_80 and sm_90; not timed).
+    On Hopper the states of a program wait in shared memory, and each tile of items serves them
+    all: few would be bound by the L2 cache. Lists hold the best score and item of every place of a
+    tile beside its product, so theirs is smaller. The tiles are the fastest that
+    `benchmarks.ranking` measured at width 256, and none has been timed at another. Those of bf16x3
+    were not timed: a group of four warps takes 64 items, and with fewer items than that for each
+    group, groups would repeat each other's work. Elsewhere it is the tile of the loss over the
+    whole catalogue with fewer scores a warp, not timed. Compiled by Triton 3.6 for sm_80 and sm_90
+    none spills registers, and beside Hopper 99 KiB of shared memory are enough.
     """
-    half, block_d = dtype != torch.float32, config.block_d
+    half, block_d = config.dtype != tl.float32, config.block_d
+    hopper = device.type == "cuda" and _capability(device) == 9
+    if config.precision == "bf16x3":
+        tile = Tile(64, 32, 4, 2)
+        if hopper:
+            tile = Tile(128, 64, 4, 3) if kernels == "ranks" else Tile(64, 64, 4, 2)
+        return tile, min(block_d, _SPLIT_COLUMNS)
     if not half and block_d > 64:
-        block_d = 32
-    if device.type == "cuda" and _capability(device) == 9:
-        items = 128 if kernels == "ranks" else 64
+        block_d = _SPLIT_COLUMNS
+    if hopper:
         if not half:
-            return Tile(128, items, 8, 3), block_d
+            return Tile(128, 128, 8, 4) if kernels == "ranks" else Tile(128, 64, 8, 3), block_d
         if width > block_d:
-            return Tile(128, items, 8, 4), 64
-        return Tile(128, items, 8, 2 if block_d * items > 1 << 14 else 4), block_d
+            return Tile(128, 128 if kernels == "ranks" else 64, 8, 4), 64
+        return Tile(256, 64, 8, 3) if kernels == "ranks" else Tile(64, 64, 4, 2), block_d
     if not half:
         return Tile(64, 32, 4, 3), block_d
     tile = config.forward

@@ -15,6 +15,8 @@ from objectives.memory import measured_memory
 Pairs = list[tuple[int, int]]
 BACKENDS = ["eager", "triton"]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+TYPES = [(FP32, FP32), (BF16, BF16), (BF16, FP32)]
+"""Of states and tables: each is multiplied in another way."""
 LAUNCH = "kernels.triton_ranking_launch"
 
 
@@ -80,7 +82,7 @@ def random_pairs(
     k=st.integers(1, 45),
     tile_elements=st.integers(1, 200),
     share_seen=st.sampled_from([0.0, 0.3, 0.95]),
-    dtype=st.sampled_from([FP32, BF16, torch.float64]),
+    dtypes=st.sampled_from([*TYPES, (torch.float64, torch.float64)]),
     seed=st.integers(0, 1000),
 )
 def test_lists_and_ranks_equal_a_plain_sort(
@@ -91,18 +93,18 @@ def test_lists_and_ranks_equal_a_plain_sort(
     k: int,
     tile_elements: int,
     share_seen: float,
-    dtype: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     seed: int,
 ) -> None:
-    if backend == "triton" and dtype == torch.float64:
-        dtype = FP16
+    if backend == "triton" and torch.float64 in dtypes:
+        dtypes = FP16, FP16
     generator = torch.Generator().manual_seed(seed)
     states_BD, table_VD = integers(generator, num_rows, 2), integers(generator, num_items, 2)
     targets_B = torch.randint(num_items, (num_rows,), generator=generator)
     drawn = torch.rand(num_rows, num_items, generator=generator) < share_seen
     seen: Pairs = [(row, item) for row, item in drawn.nonzero().tolist()]
     given = as_tensors(seen[::-1] + seen[::3], device)
-    states, table = states_BD.to(device, dtype), table_VD.to(device, dtype)
+    states, table = states_BD.to(device, dtypes[0]), table_VD.to(device, dtypes[1])
     with ranking_on(backend, tile_elements):
         lists_Bk = top_k(states, table, k, given)
         ranks_B = target_ranks(states, table, targets_B.to(device), given)
@@ -121,6 +123,9 @@ def test_lists_and_ranks_equal_a_plain_sort(
         ((123, 300, 192), 3, 0, (FP16, FP16)),
         ((5, 997, 50), 20, 40, (FP32, BF16)),
         ((5, 997, 50), 3, 40, (BF16, FP16)),
+        ((123, 997, 1), 2, 300, (BF16, FP32)),
+        ((5, 300, 200), 20, 40, (BF16, FP32)),
+        ((2, 70, 300), 3, 40, (BF16, FP32)),
         ((2, 70, 300), 3, 40, (BF16, BF16)),
         ((5, 140, 50), 143, 40, (FP32, FP32)),
         ((3, 97, 2), 5, 600, (FP32, FP32)),
@@ -153,14 +158,18 @@ def test_backends_agree_where_scores_are_exact(
 
 
 @pytest.mark.parametrize("tile", [(16, 64, 4, 2), (32, 16, 4, 3)])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 @pytest.mark.usefixtures("triton_backend")
 def test_tiles_change_nothing(
-    tile: tuple[int, int, int, int], device: torch.device, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    tile: tuple[int, int, int, int],
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from kernels.launch import Tile
 
     generator = torch.Generator().manual_seed(7)
-    states_BD = integers(generator, 40, 20).to(device)
+    states_BD = integers(generator, 40, 20).to(device, dtype)
     table_VD = integers(generator, 300, 20).to(device)
     targets_B = torch.randint(300, (40,), generator=generator).to(device)
     rows_P, ids_P = random_pairs(generator, 90, 40, 300)
@@ -175,14 +184,14 @@ def test_tiles_change_nothing(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("dtypes", TYPES)
 @pytest.mark.parametrize("width", [5, 80])
 def test_equal_items_tie_whatever_is_rounded(
-    backend: str, dtype: torch.dtype, width: int, device: torch.device
+    backend: str, dtypes: tuple[torch.dtype, torch.dtype], width: int, device: torch.device
 ) -> None:
     generator = torch.Generator().manual_seed(3)
-    states_BD = torch.randn(20, width, generator=generator).to(device, dtype)
-    half_VD = torch.randn(96, width, generator=generator).to(device, dtype)
+    states_BD = torch.randn(20, width, generator=generator).to(device, dtypes[0])
+    half_VD = torch.randn(96, width, generator=generator).to(device, dtypes[1])
     table_VD = half_VD.repeat(2, 1)
     targets_B = torch.randint(96, (20,), generator=generator).to(device)
     rows_P, ids_P = random_pairs(generator, 200, 20, 96)
@@ -202,10 +211,13 @@ def test_equal_items_tie_whatever_is_rounded(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ranks_are_places_in_the_lists(backend: str, device: torch.device) -> None:
+@pytest.mark.parametrize("dtypes", TYPES)
+def test_ranks_are_places_in_the_lists(
+    backend: str, dtypes: tuple[torch.dtype, torch.dtype], device: torch.device
+) -> None:
     generator = torch.Generator().manual_seed(4)
-    states_BD = torch.randn(6, 16, generator=generator).to(device)
-    table_VD = torch.randn(200, 16, generator=generator).to(device)
+    states_BD = torch.randn(6, 16, generator=generator).to(device, dtypes[0])
+    table_VD = torch.randn(200, 16, generator=generator).to(device, dtypes[1])
     rows_P, ids_P = random_pairs(generator, 90, 6, 200)
     seen = rows_P.to(device), ids_P.to(device)
     with ranking_on(backend):
@@ -216,10 +228,13 @@ def test_ranks_are_places_in_the_lists(backend: str, device: torch.device) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_negative_zero_ties_with_zero(backend: str, device: torch.device) -> None:
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_negative_zero_ties_with_zero(
+    backend: str, dtype: torch.dtype, device: torch.device
+) -> None:
     # -1e-60 underflows to -0.0.
     table_VD = torch.tensor([[-1e-30], [1e-30], [-1e-30], [0.0], [1.0]], device=device)
-    states_BD = torch.full((3, 1), 1e-30, device=device)
+    states_BD = torch.full((3, 1), 1e-30, dtype=dtype, device=device)
     with ranking_on(backend):
         assert top_k(states_BD, table_VD, 5).tolist() == [[4, 0, 1, 2, 3]] * 3
         targets_B = torch.tensor([1, 3, 0], device=device)
@@ -228,12 +243,14 @@ def test_negative_zero_ties_with_zero(backend: str, device: torch.device) -> Non
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("tile_elements", [1, 1000])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_nan_and_minus_infinity_are_never_listed(
-    backend: str, tile_elements: int, device: torch.device
+    backend: str, tile_elements: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    odd = [math.nan, -math.inf, -3e38, math.inf, 0.0, -math.nan, 3e38]
+    # The largest float32 is none of bfloat16.
+    odd = [math.nan, -math.inf, -3.4028e38, math.inf, 0.0, -math.nan, 3.4028e38]
     table_VD = torch.tensor(odd, device=device)[:, None]
-    ones_BD = torch.ones(7, 1, device=device)
+    ones_BD = torch.ones(7, 1, dtype=dtype, device=device)
     targets_B = torch.arange(7, device=device)
     with ranking_on(backend, tile_elements):
         assert top_k(ones_BD[:1], table_VD, 7).tolist() == [[3, 6, 4, 2, -1, -1, -1]]
@@ -287,19 +304,34 @@ def test_nothing_to_rank(backend: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_random_scores_in_bfloat16_are_ranked_by_their_float32_products(
-    backend: str, device: torch.device
+@pytest.mark.parametrize("width", [16, 200])
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_random_scores_of_bfloat16_states_are_ranked_by_their_exact_products(
+    backend: str, dtype: torch.dtype, width: int, device: torch.device
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    states_BD = torch.randn(6, 16, generator=generator).bfloat16().to(device)
-    table_VD = torch.randn(500, 16, generator=generator).bfloat16().to(device)
-    scores_BV = states_BD.float() @ table_VD.float().T
-    ordered_BV = scores_BV.argsort(descending=True)
+    states_BD = torch.randn(6, width, generator=generator).bfloat16().to(device)
+    table_VD = torch.randn(500, width, generator=generator).to(device, dtype)
+    ordered_BV = (states_BD.double() @ table_VD.double().T).argsort(descending=True)
     with ranking_on(backend):
         assert torch.equal(top_k(states_BD, table_VD, 10), ordered_BV[:, :10])
         for place in (0, 9, 100):
             targets_B = ordered_BV[:, place].contiguous()
             assert target_ranks(states_BD, table_VD, targets_B).tolist() == [place + 1] * 6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_digit_of_a_float32_item_counts(backend: str, device: torch.device) -> None:
+    """Neighbours among float32 are listed in their order, and so are those far from 1."""
+    steps_V = torch.randperm(200, generator=torch.Generator().manual_seed(8))
+    for scale in (1.0, -1.0, 2.0**100, 2.0**-100):
+        table_VD = (scale * (1 + steps_V * 2.0**-23))[:, None].to(device)
+        expected_V = steps_V.argsort(descending=scale > 0).to(device)
+        states_BD = torch.full((200, 1), 2.0, dtype=BF16, device=device)
+        with ranking_on(backend):
+            assert torch.equal(top_k(states_BD[:1], table_VD, 200)[0], expected_V)
+            ranks_B = target_ranks(states_BD, table_VD, expected_V)
+        assert ranks_B.tolist() == list(range(1, 201))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
