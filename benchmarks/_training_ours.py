@@ -23,11 +23,13 @@ from objectives.losses import build_loss
 from objectives.training import Trainer
 
 _PROFILED_STEPS = 30
+_STEPS_OF_A_WINDOW = 5
+"""As for the peers."""
 _NOT_OF_THE_LOSS = ("layer_norm", "ranking", "row_gradient", "row_updates")
 
 
 def measure(system: str, setup: Setup, arrays: Arrays, folder: Path) -> dict[str, Any]:
-    """Trains whole epochs until the time is up, then profiles, then evaluates."""
+    """Trains epochs until the time is up, then profiles, then evaluates."""
     config = TrialConfig.from_flat(
         {
             "max_length": setup.max_length,
@@ -62,28 +64,48 @@ def measure(system: str, setup: Setup, arrays: Arrays, folder: Path) -> dict[str
 
 
 def _epochs(trainer: Trainer, setup: Setup) -> dict[str, Any]:
-    """The first epoch, which compiles, is left out; after it there is at least one more."""
-    deadline = time.perf_counter() + setup.time_limit
+    """Windows of steps, of whole epochs, without the first, which compiles."""
     trainer.train_epoch()
-    seconds: list[float] = []
-    loss = 0.0
-    while not seconds or time.perf_counter() + seconds[-1] < deadline:
-        synchronize(setup)
+    deadline = time.perf_counter() + setup.time_limit
+    windows: list[float] = []
+    num_epochs, seconds, loss = 0, 0.0, 0.0
+    while not num_epochs or time.perf_counter() + seconds / num_epochs < deadline:
         begin = time.perf_counter()
-        loss = trainer.train_epoch()
-        synchronize(setup)
-        seconds.append(time.perf_counter() - begin)
+        windows += _windows(trainer, setup)
+        seconds += time.perf_counter() - begin
+        num_epochs += 1
+    loss = trainer.train_epoch()
     begin = time.perf_counter()
     tokens = sum(part.shape.num_tokens for parts in trainer.batches.epoch() for part in parts)
     planning = time.perf_counter() - begin
     steps = setup.steps_per_epoch
     return {
-        "timed_steps": steps * len(seconds),
+        "timed_steps": steps * num_epochs,
+        "mean_step_ms": 1e3 * seconds / (steps * num_epochs),
         "final_loss": loss,
         "tokens_per_step": tokens / steps,
-        "data_share": planning / min(seconds),
-        **spread("step_ms", [1e3 * epoch / steps for epoch in seconds]),
+        "data_share": planning / (seconds / num_epochs),
+        **spread("step_ms", windows),
     }
+
+
+def _windows(trainer: Trainer, setup: Setup) -> list[float]:
+    """Milliseconds of a step in windows of an epoch, each ended by a synchronisation."""
+    trainer.model.train()
+    found, count = [], 0
+    synchronize(setup)
+    begin = time.perf_counter()
+    for parts in trainer.batches.epoch():
+        trainer.train_step(parts)
+        count += 1
+        if count == _STEPS_OF_A_WINDOW:
+            synchronize(setup)
+            found.append((time.perf_counter() - begin) * 1e3 / count)
+            begin, count = time.perf_counter(), 0
+    synchronize(setup)
+    if count:
+        found.append((time.perf_counter() - begin) * 1e3 / count)
+    return found
 
 
 def _profile(trainer: Trainer, setup: Setup, arrays: Arrays) -> dict[str, float]:

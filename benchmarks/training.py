@@ -9,10 +9,10 @@ heads and dropout 0.2; 256 sequences a step, the last 512 predictions of each; K
 samples. Every system gets the same arrays in the form that it takes, and a process of its own.
 
 - `median_step_ms`, `p20_step_ms` and `p80_step_ms` are wall times of a training step with all that
-  it waits for, its batch too. Of a peer they are over windows of five steps, each of which ends
-  with a synchronisation, without the first ten steps. Of ours they are over whole epochs, without
-  the first.
-- `epoch_seconds` is the median step times the steps of an epoch.
+  it waits for, its batch too, over windows of five steps, each of which ends with a
+  synchronisation; of a peer without the first ten steps, of ours without the first epoch.
+- `epoch_seconds` is the median step times the steps of an epoch. `mean_step_ms`, of ours alone, is
+  the mean over the epochs, with whatever was compiled or captured in them.
 - `tokens_per_second` counts predictions, not padding: an item of a sequence each, but the first.
 - `token_share` is these over the positions that the model computes.
 - `peak_bytes` is the most that the process has allocated on the device, from its start to the end
@@ -56,7 +56,7 @@ _COLUMNS = (
     *("mean_length", "timed_steps", "median_step_ms", "p20_step_ms", "p80_step_ms"),
     *("epoch_seconds", "tokens_per_second", "token_share", "peak_bytes", "final_loss"),
     *("data_share", "attention_share", "loss_share", "optimizer_share", "gpu_idle_share"),
-    "gpu_waiting_share",
+    *("gpu_waiting_share", "mean_step_ms"),
     *("evaluation_seconds", "outcome"),
 )
 _VERSION_OF = {"rectools": "rectools", "replay": "replay-rec"}

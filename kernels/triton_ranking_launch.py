@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference, reference_ranking, triton_ranking
+from kernels._backend import forced_backend
 from kernels.launch import (
     LaunchConfig,
     Tile,
@@ -291,9 +292,13 @@ def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]
 
 
 def _splits_items(states_BD: Tensor, table_VD: Tensor, config: LaunchConfig) -> bool:
-    """Whether scores are three bfloat16 products; wider states would not fit beside the items."""
+    """Whether scores are three bfloat16 products; wider states would not fit beside the items.
+
+    These have not run on a card yet: they score where Triton is asked for.
+    """
     return (
-        (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
+        forced_backend() == "triton"
+        and (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
         and config.precision == "tf32x3"
         and states_BD.shape[1] <= config.block_d
         and (states_BD.device.type != "cuda" or _capability(states_BD.device) >= 8)
