@@ -6,6 +6,7 @@ Shapes: M interactions, S sequences.
 import importlib
 import pkgutil
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from objectives.evaluation import evaluate
 from objectives.losses import build_loss
 from objectives.training import Trainer
 
-_PROFILED_STEPS = 30
+_SKIPPED_STEPS, _PROFILED_STEPS = 10, 40
 _STEPS_OF_A_WINDOW = 5
 """As for the peers."""
 _NOT_OF_THE_LOSS = ("layer_norm", "ranking", "row_gradient", "row_updates")
@@ -59,7 +60,7 @@ def measure(system: str, setup: Setup, arrays: Arrays, folder: Path) -> dict[str
         "peak_bytes": peak_bytes(setup),
     }
     if setup.device == "cuda":
-        result |= _profile(trainer, setup, arrays)
+        result |= _profile(trainer)
     return result | _evaluation(trainer, setup, arrays)
 
 
@@ -108,20 +109,15 @@ def _windows(trainer: Trainer, setup: Setup) -> list[float]:
     return found
 
 
-def _profile(trainer: Trainer, setup: Setup, arrays: Arrays) -> dict[str, float]:
-    """An epoch of a few steps under the profiler, behind two that warm up."""
-    users = min(setup.users, _PROFILED_STEPS * setup.batch_size)
-    offsets = arrays.offsets[: users + 1]
-    part = Sequences(arrays.items[: offsets[-1]], offsets)
-    device = torch.device(setup.device)
-    short = Trainer(
-        trainer.model, trainer.loss, DeviceSequences(part, device), trainer.config, trainer.seed
-    )
-    short.train_epoch()
-    short.train_epoch()
-    torch.cuda.synchronize()
+def _profile(trainer: Trainer) -> dict[str, float]:
+    """Steps of an epoch under the profiler, behind some that bring the device up to speed."""
+    trainer.model.train()
+    steps = islice(trainer.batches.epoch(), _SKIPPED_STEPS + _PROFILED_STEPS)
+    for parts in islice(steps, _SKIPPED_STEPS):
+        trainer.train_step(parts)
     profiler = _gpu_profile.start()
-    short.train_epoch()
+    for parts in steps:
+        trainer.train_step(parts)
     torch.cuda.synchronize()
     return _gpu_profile.shares(profiler, _loss_kernels().__contains__)
 

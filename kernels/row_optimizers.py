@@ -63,14 +63,15 @@ class _RowWise(torch.optim.Optimizer, ABC):
         for (table_VD, group), gradient in zip(tables, gradients, strict=True):
             if gradient is not None:
                 state = self.state[table_VD]
-                if "step" in state:
-                    state["step"] += 1
-                else:
+                if "step" not in state:
+                    rate = group["lr"]
+                    # The number of the step is where the rate is.
                     state["step"] = (
-                        torch.ones_like(group["lr"], dtype=torch.int32)
-                        if isinstance(group["lr"], Tensor)
-                        else 1
+                        torch.zeros_like(rate, dtype=torch.int32)
+                        if isinstance(rate, Tensor)
+                        else 0
                     )
+                state["step"] += 1
                 self._update(table_VD, gradient, group)
         return loss
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.launch import block_of, cdiv
-from kernels.row_updates import Adam, Update
+from kernels.reference_row_updates import Adam, Update
 
 _WIDEST_BLOCK = 1024
 _BLOCK_ELEMENTS = 1024
