@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
@@ -122,11 +122,13 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
         "min(8192, items - 1), batch_size 8 to min(4096, sequences), learning_rate 1e-4 to 1e-2.",
     )
     for name, field in SETTINGS.items():
+        words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        choices = f"{', '.join(words)}; " if words else ""
         space.add_argument(
             f"--space.{name}",
             nargs="+",
             metavar="X",
-            help=f"{field.description} (default: {field.default})",
+            help=f"{field.description} ({choices}default: {field.default})",
         )
 
 

@@ -255,6 +255,13 @@ def test_users_without_a_target_are_counted_where_a_study_starts(
         assert "1 users of fewer than 3 interactions are neither validated nor" in done.stderr
 
 
+def test_help_names_the_words_that_a_setting_takes(tmp_path: Path) -> None:
+    done = command(tmp_path, "study.run", "--help")
+    shown = " ".join(done.stdout.split())
+    assert "(kept, recomputed; default: kept)" in shown
+    assert "(auto, dense, adam, adagrad; default: auto)" in shown
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
