@@ -12,7 +12,7 @@ from torch import Tensor
 
 from objectives import checkpoint
 from objectives.config import TrainingConfig, TrialConfig
-from objectives.data import PreparedData
+from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.evaluation import evaluate
 from objectives.losses import build_loss
@@ -27,7 +27,7 @@ from objectives.trial import (
 )
 
 _LARGEST_SHARE_OF_DATA = 1 / 16
-"""Training data that would take more of the budget stays on the host."""
+"""Sequences that would take more of the budget stay on the host."""
 _ITEMS_PER_TOKEN = 32
 """Items whose gradients in the table take more than a token takes in an evaluation, which is about
 17 numbers of its width (counted with tracked memory, any architecture and feed-forward layer)."""
@@ -57,6 +57,11 @@ class _Progress:
         """Peak memory, that of earlier tries included."""
         earlier = self.history[-1]["memory/peak_bytes"] if self.history else 0
         return max(int(earlier), memory.peak)
+
+
+def _is_large(sequences: Sequences, budget: int) -> bool:
+    data_bytes = sequences.items.nbytes + sequences.offsets.nbytes
+    return data_bytes > _LARGEST_SHARE_OF_DATA * budget
 
 
 @contextmanager
@@ -101,7 +106,7 @@ class SequentialObjective:
             measured_memory(self.device, context.memory_budget) as memory,
         ):
             trainer = self._trainer(config, context.seed, context.memory_budget)
-            validation = DeviceTargets(self.data.validation, self.device)
+            validation = self._targets(self.data.validation, context.memory_budget)
             if known is not None:
                 trainer.load_state_dict(known["trainer"])
                 del known
@@ -117,7 +122,7 @@ class SequentialObjective:
             # Epochs were judged by ranks alone.
             lists = self._evaluate(trainer, "val", validation, lists=True)
             del validation
-            tests = DeviceTargets(self.data.test, self.device)
+            tests = self._targets(self.data.test, context.memory_budget)
             test = self._evaluate(trainer, "test", tests, lists=True)
         return TrialResult(
             quality=progress.best[QUALITY],
@@ -186,12 +191,14 @@ class SequentialObjective:
         with self.device:
             model = config.build_model(self.data.num_items)
         train = self.data.train
-        data_bytes = train.items.nbytes + train.offsets.nbytes
-        sequences = DeviceSequences(
-            train, self.device, on_host=data_bytes > _LARGEST_SHARE_OF_DATA * budget
-        )
+        on_host = _is_large(train, budget)
+        sequences = DeviceSequences(train, self.device, on_host=on_host)
         loss = build_loss(config.loss, seed, model.outputs.sink)
         return Trainer(model, loss, sequences, config.training, seed)
+
+    def _targets(self, targets: Targets, budget: int) -> DeviceTargets:
+        on_host = _is_large(targets.inputs, budget)
+        return DeviceTargets(targets, self.device, on_host=on_host)
 
     def _train_epoch(self, trainer: Trainer, epoch: int, memory: MemoryMeter) -> float:
         try:

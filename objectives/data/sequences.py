@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from models.bert4rec import MASK
 from models.packing import Packing
@@ -62,35 +63,24 @@ class DeviceSequences:
     def __len__(self) -> int:
         return len(self.lengths_S)
 
-    def windows(self, rows_B: Tensor, max_items: int, ahead: int) -> tuple[Tensor, Packing]:
-        """The most recent items of the chosen sequences (host indices) but the last `ahead`.
-
-        With ahead = -1 there is a place behind the last item too.
-
-        Returns:
-            Where these items stand among all interactions [T], and how they are packed: at most
-            `max_items` of a sequence.
-        """
-        device = self.offsets.device
-        packing = Packing.of((self.lengths_S[rows_B] - ahead).clamp(0, max_items), device)
-        ends_B = self.offsets[rows_B.to(device) + 1] - ahead
-        firsts_B = ends_B - packing.offsets_B1.diff()
-        return firsts_B[packing.sequence_T] + packing.position_T, packing
-
 
 class DeviceTargets:
-    """The targets of a split and the histories before them, on the device."""
+    """The targets of a split and the histories before them, for a device."""
 
-    def __init__(self, targets: Targets, device: torch.device) -> None:
-        self._inputs = DeviceSequences(targets.inputs, device)
-        self._items_S = torch.tensor(targets.items, device=device)
+    def __init__(self, targets: Targets, device: torch.device, *, on_host: bool = False) -> None:
+        """Puts them there; on_host: the items of the histories come batch by batch."""
+        self._device = device
+        self._items_M = torch.from_numpy(targets.inputs.items)
+        if not on_host:
+            self._items_M = self._items_M.to(device)
+        self._targets_S = torch.tensor(targets.items, device=device)
         # Where batches begin and end is known on the host: nothing waits for the device.
         self._offsets = targets.inputs.offsets
         self._lengths = targets.inputs.lengths
         self._item_users_V: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self._inputs)
+        return len(self._lengths)
 
     def batches(
         self, batch_tokens: int, max_length: int, *, masked: bool
@@ -104,19 +94,23 @@ class DeviceTargets:
         """
         lengths = self._lengths + masked
         costs = np.minimum(lengths, max_length) + lengths // _SEEN_ITEMS_PER_TOKEN
-        items_M = self._inputs.items_M
         for users in _runs(costs, batch_tokens):
-            rows_B = torch.arange(users.start, users.stop)
-            places_T, packing = self._inputs.windows(rows_B, max_length, ahead=-int(masked))
-            ids_T = items_M[places_T.clamp(max=len(items_M) - 1)].long()
+            seen = self._histories(users)
+            lengths_B = torch.from_numpy(self._lengths[users])
+            packing = Packing.of((lengths_B + int(masked)).clamp(max=max_length), self._device)
+            # Behind the last item of each window, with the place of the mask.
+            ends_B = lengths_B.cumsum(0).to(self._device, non_blocking=True) + int(masked)
+            firsts_B = ends_B - packing.offsets_B1.diff()
+            place_T = firsts_B[packing.sequence_T] + packing.position_T
+            ids_T = F.pad(seen[1], (0, 1))[place_T]
             if masked:
                 ids_T = ids_T.index_fill(0, packing.last_B, MASK)
-            yield TargetBatch(ids_T, packing, self._items_S[users].long(), self._histories(users))
+            yield TargetBatch(ids_T, packing, self._targets_S[users].long(), seen)
 
     def item_users(self, num_items: int) -> Tensor:
         """Users whose history has each item [V], int64; counted on the device, once."""
         if self._item_users_V is None:
-            users_V = torch.zeros(num_items, dtype=torch.int64, device=self._items_S.device)
+            users_V = torch.zeros(num_items, dtype=torch.int64, device=self._device)
             for users in _runs(self._lengths, _COUNTED_TOGETHER):
                 rows_P, ids_P = self._histories(users)
                 pairs_P = (rows_P * num_items + ids_P).sort().values
@@ -129,13 +123,14 @@ class DeviceTargets:
     def _histories(self, users: slice) -> tuple[Tensor, Tensor]:
         """All items of some users' histories: (places among these users, item ids)."""
         begin, end = int(self._offsets[users.start]), int(self._offsets[users.stop])
-        lengths_B = self._inputs.offsets[users.start : users.stop + 1].diff()
+        lengths_B = torch.from_numpy(self._lengths[users]).to(self._device, non_blocking=True)
         places_P = torch.repeat_interleave(
-            torch.arange(len(lengths_B), device=lengths_B.device),
+            torch.arange(len(lengths_B), device=self._device),
             lengths_B,
             output_size=end - begin,
         )
-        return places_P, self._inputs.items_M[begin:end].long()
+        items_P = self._items_M[begin:end].to(self._device, non_blocking=True)
+        return places_P, items_P.long()
 
 
 def _runs(costs: NDArray[np.int64], most: int) -> Iterator[slice]:

@@ -13,6 +13,7 @@ from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, target_r
 from kernels.candidates import Draws, draw
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
+from objectives.data.sequences import DeviceTargets
 from objectives.memory import least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
 from objectives.trial import InfeasibleTrial
@@ -174,3 +175,15 @@ def test_a_trial_over_its_budget_is_infeasible_and_the_next_is_not(data: Prepare
         objective(config, Context(32 << 20))
     assert caught.value.peak_bytes >= 32 << 20
     assert objective(config, Context(4 << 30)).peak_memory > 32 << 20
+
+
+def test_it_does_not_matter_where_the_histories_are(data: PreparedData) -> None:
+    config = TrialConfig.from_flat({"batch_size": 64, "dropout": 0.0}).resolved(data.num_items)
+    objective = SequentialObjective(data, CUDA)
+    trainer = objective._trainer(config, 0, 4 << 30)
+    trainer.train_epoch()
+    found = [
+        objective._evaluate(trainer, "test", targets, lists=True)
+        for targets in (DeviceTargets(data.test, CUDA, on_host=where) for where in (False, True))
+    ]
+    assert found[0] == pytest.approx(found[1])

@@ -417,15 +417,21 @@ def test_sums_are_in_a_fixed_order_where_that_is_asked_for(
 def test_data_that_is_too_large_for_the_budget_stays_on_the_host(
     cycle: PreparedData, make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_host = []
+    seen: list[bool] = []
 
-    def spy(*arguments: Any, **options: Any) -> DeviceSequences:
-        on_host.append(options["on_host"])
-        return DeviceSequences(*arguments, **options)
+    def spy(kind: type[Any]) -> Callable[..., Any]:
+        def make(*arguments: Any, on_host: bool) -> Any:
+            seen.append(on_host)
+            return kind(*arguments, on_host=on_host)
 
-    monkeypatch.setattr(sequential, "DeviceSequences", spy)
+        return make
+
+    for kind in (DeviceSequences, DeviceTargets):
+        monkeypatch.setattr(sequential, kind.__name__, spy(kind))
     items = np.zeros(300_000, np.int32)
     large = replace(cycle, train=Sequences(items, np.arange(0, 300_001, 6)))
     for data in (cycle, large):
-        SequentialObjective(data, CPU).probe(config(batch_size=8), 16 << 20)
-    assert on_host == [False, True]
+        objective = SequentialObjective(data, CPU)
+        objective.probe(config(batch_size=8), 16 << 20)
+        objective._targets(Targets(data.train, data.train.items), 16 << 20)
+    assert seen == [False, False, True, True]

@@ -29,13 +29,14 @@ def test_a_mask_stands_in_the_place_of_the_target(
     assert split(batch.ids_T, batch.packing) == expected
 
 
+@pytest.mark.parametrize("on_host", [False, True])
 @pytest.mark.parametrize("max_length", [2, 50])
 @pytest.mark.parametrize("batch_tokens", [1, 7, 100])
 def test_target_batches(
-    batch_tokens: int, max_length: int, targets_of: Callable[[Lists], Targets]
+    batch_tokens: int, max_length: int, on_host: bool, targets_of: Callable[[Lists], Targets]
 ) -> None:
     user = 0
-    targets = DeviceTargets(targets_of(LISTS), CPU)
+    targets = DeviceTargets(targets_of(LISTS), CPU, on_host=on_host)
     assert len(targets) == len(LISTS)
     for batch in targets.batches(batch_tokens, max_length, masked=False):
         rows, seen = (tensor.tolist() for tensor in batch.seen)
