@@ -31,23 +31,14 @@ _NOT_OF_THE_LOSS = ("layer_norm", "ranking", "row_gradient", "row_updates")
 
 def measure(system: str, setup: Setup, arrays: Arrays, folder: Path) -> dict[str, Any]:
     """Trains epochs until the time is up, then profiles, then evaluates."""
-    config = TrialConfig.from_flat(
-        {
-            "max_length": setup.max_length,
-            "width": setup.width,
-            "num_blocks": setup.blocks,
-            "num_heads": setup.heads,
-            "dropout": setup.dropout,
-            "negatives": setup.negatives,
-            "batch_size": setup.batch_size,
-            "max_epochs": 1000,
-        }
-    )
+    config = TrialConfig.from_flat(setup.settings).resolved(setup.items)
     device = torch.device(setup.device)
     torch.manual_seed(setup.seed)
+    with device:
+        model = config.build_model(setup.items)
     trainer = Trainer(
-        config.model.build(setup.items).to(device),
-        build_loss(config.loss, setup.seed),
+        model,
+        build_loss(config.loss, setup.seed, model.outputs.sink),
         DeviceSequences(Sequences(arrays.items, arrays.offsets), device),
         config.training,
         setup.seed,

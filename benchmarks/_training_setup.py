@@ -62,6 +62,36 @@ class Setup:
     heads: int = 4
     dropout: float = 0.2
 
+    @staticmethod
+    def like_movielens(arguments: argparse.Namespace, **others: Any) -> "Setup":
+        """Lengths of MovieLens-20M; users, items, sequences and device as a command asks."""
+        return Setup(
+            users=arguments.users,
+            items=arguments.items,
+            mean_length=88,
+            max_length=arguments.max_length,
+            batch_size=arguments.batch_size,
+            negatives=min(511, arguments.items - 1),
+            seed=0,
+            device=arguments.device,
+            time_limit=arguments.time_limit,
+            **others,
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of a trial of ours, by their names."""
+        return {
+            "max_length": self.max_length,
+            "width": self.width,
+            "num_blocks": self.blocks,
+            "num_heads": self.heads,
+            "dropout": self.dropout,
+            "negatives": self.negatives,
+            "batch_size": self.batch_size,
+            "max_epochs": 1000,
+        }
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps of a pass over all users."""

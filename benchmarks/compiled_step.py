@@ -53,17 +53,7 @@ _SHORT_TRAINING = 4
 
 
 def _config(setup: Setup) -> TrialConfig:
-    flat = {
-        "max_length": setup.max_length,
-        "width": setup.width,
-        "num_blocks": setup.blocks,
-        "num_heads": setup.heads,
-        "dropout": setup.dropout,
-        "negatives": setup.negatives,
-        "batch_size": setup.batch_size,
-        "max_epochs": 1000,
-    }
-    return TrialConfig.from_flat(flat).resolved(setup.items)
+    return TrialConfig.from_flat(setup.settings).resolved(setup.items)
 
 
 def _model(setup: Setup) -> Transformer:
@@ -208,19 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS / "compiled_step.csv")
     arguments = parser.parse_args()
-    setup = Setup(
-        users=arguments.users,
-        items=arguments.items,
-        mean_length=88,
-        max_length=arguments.max_length,
-        batch_size=arguments.batch_size,
-        negatives=min(511, arguments.items - 1),
-        width=arguments.width,
-        seed=0,
-        device=arguments.device,
-        steps=0,
-        time_limit=arguments.time_limit,
-    )
+    setup = Setup.like_movielens(arguments, width=arguments.width, steps=0)
     deadline = time.monotonic() + arguments.time_limit
     torch.compiler.config.force_disable_caches = True
     about = machine()

@@ -158,19 +158,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--output", type=Path, default=RESULTS / "training.csv")
     arguments = parser.parse_args()
-    setup = Setup(
-        users=arguments.users,
-        items=arguments.items,
-        mean_length=88,
-        max_length=arguments.max_length,
-        batch_size=arguments.batch_size,
-        negatives=min(511, arguments.items - 1),
-        width=256,
-        seed=0,
-        device=arguments.device,
-        steps=arguments.steps,
-        time_limit=arguments.time_limit,
-    )
+    setup = Setup.like_movielens(arguments, width=256, steps=arguments.steps)
     about = machine()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -117,8 +117,7 @@ class TrainingBatches:
         self._mask_share = mask_share
         self._generator = generator
         self._ahead = 1 if mask_share is None else 0
-        lengths_S: _Integers = sequences.lengths_S.numpy()
-        self._lengths_S = np.clip(lengths_S - self._ahead, 0, max_length)
+        self._lengths_S = np.clip(sequences.lengths_S - self._ahead, 0, max_length)
         self._fixed_size = self._num_fillers = 0
         self._multiple_T = self._multiple_N = 1
         if fixed_sizes:

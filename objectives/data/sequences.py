@@ -58,7 +58,7 @@ class DeviceSequences:
         self.items_M = torch.tensor(sequences.items, device=where)
         self.offsets = torch.tensor(sequences.offsets, device=where)
         # The same on the host: how many tokens a batch has must not wait for the device.
-        self.lengths_S = torch.from_numpy(sequences.lengths)
+        self.lengths_S: NDArray[np.int64] = sequences.lengths
 
     def __len__(self) -> int:
         return len(self.lengths_S)

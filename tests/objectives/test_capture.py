@@ -161,6 +161,7 @@ def test_the_host_waits_for_nothing(settings: dict[str, Any], on_host: bool) -> 
             trainer.train_step(plan)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert trainer.step == 3 * len(plans)
 
 
 def test_memory_comes_back_without_the_garbage_collector() -> None:

@@ -180,7 +180,8 @@ def test_without_lists_none_are_made(
     targets_of: TargetsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(evaluation, "top_k")
-    metrics_of(torch.ones(1, 2), targets_of([[0, 1]]), lists=False)
+    found = metrics_of(torch.ones(1, 2), targets_of([[0, 1]]), lists=False)
+    assert found["hit_rate_at_1"] == 1
 
 
 @pytest.mark.parametrize("num_items", [12, 150])
