@@ -1,6 +1,7 @@
 """How good are the models that the losses train? Several seeds each, one setting for a data set.
 
-python -m benchmarks.losses [--compare quickstart | sharing | tables | configs] [--folder FOLDER]
+python -m benchmarks.losses [--folder FOLDER]
+    [--compare quickstart | sharing | tables | configs | ml-1m | beauty | globo-news]
     [--seeds 3] [--processes 1] [--time-limit SECONDS] [--output FILE]
 
 quickstart: is CCE- with K = 1024 as good as the full softmax on ml-100k?
@@ -9,6 +10,7 @@ sharing: does it cost quality that 128 rows share their K = 1024 negatives? On M
 tables: does it cost quality to move only the touched rows of the item table, on Amazon Beauty?
 configs: how good are the configurations in `configs/`, how good is the full softmax on globo-news,
     and row-wise Adam on Amazon Beauty? The folder holds globo-news.parquet too.
+ml-1m, beauty, globo-news: that configuration alone.
 
 Leave-one-out but on globo-news, NDCG@10 over the whole catalogue, tested with the weights of the
 best validation epoch. The differences are to the first loss with the same seed. The jobs of one
@@ -17,12 +19,13 @@ comes may end. With several processes at a time, `seconds` is the time of a job 
 """
 
 import argparse
+import functools
 import math
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -53,22 +56,18 @@ _TABLES: dict[str, dict[str, Any]] = {
     "table adam": {**_SHARED, "table_updates": "adam"},
     "table adam bf16": {**_SHARED, "table_updates": "adam", "table_dtype": "bfloat16"},
 }
-_CONFIGURED, _BY_ROWS = "as configured", "as configured, table adam"
-_VARIANTS: dict[str, dict[str, Any]] = {
-    _CONFIGURED: {},
-    "as configured, cce": {"loss": "cce"},
-    "as configured, K=1024": {"negatives": 1024},
-    _BY_ROWS: {"table_updates": "adam"},
+_CONFIGURED, _FULL = "as configured", "as configured, cce"
+_VARIANTS_BY_ROWS: dict[str, dict[str, Any]] = {
+    "as configured, table adam": {"table_updates": "adam"},
+    "as configured, table adam bf16": {"table_updates": "adam", "table_dtype": "bfloat16"},
 }
+_VARIANTS = {_CONFIGURED: {}, _FULL: {"loss": "cce"}, **_VARIANTS_BY_ROWS}
 _SETTINGS = _LOSSES | _TABLES | _VARIANTS
 _CONFIGS = Path(__file__).parents[1] / "configs"
 _JOBS_OF_CONFIG = {
     "ml-1m": ("ml-1m.parquet", (_CONFIGURED,)),
-    "beauty": ("amazon-beauty-bert4rec.parquet", (_CONFIGURED, _BY_ROWS)),
-    "globo-news": (
-        "globo-news.parquet",
-        (_CONFIGURED, "as configured, cce", "as configured, K=1024"),
-    ),
+    "beauty": ("amazon-beauty-bert4rec.parquet", (_CONFIGURED, *_VARIANTS_BY_ROWS)),
+    "globo-news": ("globo-news.parquet", (_CONFIGURED, _FULL)),
 }
 
 _QUICKSTART = {"batch_size": 64, "learning_rate": 2e-3, "max_epochs": 60, "patience": 8}
@@ -155,22 +154,24 @@ def tables(folder: Path, seeds: int) -> list[Job]:
     ]
 
 
-def configs(folder: Path, seeds: int) -> list[Job]:
+def configs(folder: Path, seeds: int, names: Iterable[str] = _JOBS_OF_CONFIG) -> list[Job]:
     """The configurations that users are given."""
     jobs = []
     for seed in range(seeds):
-        for name, (file, variants) in _JOBS_OF_CONFIG.items():
+        for name in names:
+            file, variants = _JOBS_OF_CONFIG[name]
             spec = load_spec({}, _CONFIGS / f"{name}.toml")
             data = spec.data_config.model_copy(update={"data": str(folder / file)})
             jobs += [Job(data, spec.space, variant, seed) for variant in variants]
     return jobs
 
 
-_COMPARISONS = {
+_COMPARISONS: dict[str, Callable[[Path, int], list[Job]]] = {
     "quickstart": quickstart,
     "sharing": sharing,
     "tables": tables,
     "configs": configs,
+    **{name: functools.partial(configs, names=[name]) for name in _JOBS_OF_CONFIG},
 }
 
 

@@ -34,12 +34,17 @@ from objectives.training import Trainer
 from study.budget import format_bytes, total_memory
 from study.environment import choose_device
 
-_VARIANTS: tuple[dict[str, str], ...] = (
-    {"table_updates": "dense", "table_dtype": "float32"},
-    {"table_updates": "adam", "table_dtype": "float32"},
-    {"table_updates": "adagrad", "table_dtype": "float32"},
-    {"table_updates": "adam", "table_dtype": "bfloat16"},
-    {"table_updates": "adagrad", "table_dtype": "bfloat16"},
+_VARIANTS: tuple[dict[str, str], ...] = tuple(
+    dict(zip(("table_updates", "table_dtype", "activations"), variant, strict=True))
+    for variant in (
+        ("dense", "float32", "kept"),
+        ("dense", "float32", "recomputed"),
+        ("adam", "float32", "kept"),
+        ("adam", "float32", "recomputed"),
+        ("adagrad", "float32", "kept"),
+        ("adam", "bfloat16", "kept"),
+        ("adagrad", "bfloat16", "kept"),
+    )
 )
 _NEGATIVES, _GROUP_SIZE = 511, 128
 _SEED = 0
@@ -152,7 +157,7 @@ def main() -> None:
         if time.monotonic() > deadline:
             print("The time limit was reached: not all variants were measured.")
             break
-        name = f"{variant['table_updates']:8} {variant['table_dtype']:9}"
+        name = " ".join(f"{value:10}" for value in variant.values())
         row = measure(variant, arguments)
         if row is None:
             print(f"{name} failed", flush=True)

@@ -4,7 +4,7 @@ Shapes: V items, U touched items, u items of a tile, D width.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class Adam(NamedTuple):
     eps: float
 
 
-def update(task: Update, state: tuple[Tensor, ...], numbers: Adam | tuple[float, float]) -> None:
+def update(task: Update, state: tuple[Any, ...], numbers: Adam | tuple[float, float]) -> None:
     """A step of the optimizer whose numbers these are; all rows of the task are meant."""
     for tile in _tiles(task):
         if isinstance(numbers, Adam):
@@ -83,13 +83,20 @@ def _eager_adagrad(update: Update, numbers: tuple[float, float], square_sum_V: T
 
 
 def _eager_adam(
-    update: Update, adam: Adam, exp_avg_VD: Tensor, exp_avg_sq: Tensor, last_step_V: Tensor
+    update: Update,
+    adam: Adam,
+    exp_avg_VD: Tensor | None,
+    exp_avg_sq: Tensor,
+    last_step_V: Tensor,
 ) -> None:
     table_VD, items_u, rows_uD, *_ = update
     skipped_u1 = (update.step - last_step_V[items_u])[:, None].float()
     last_step_V[items_u] = update.step
-    exp_avg_uD = exp_avg_VD[items_u].float() * _power(adam.log_beta1, skipped_u1)
-    exp_avg_uD += adam.gain1 * rows_uD
+    exp_avg_uD = rows_uD
+    if exp_avg_VD is not None:
+        exp_avg_uD = exp_avg_VD[items_u].float() * _power(adam.log_beta1, skipped_u1)
+        exp_avg_uD += adam.gain1 * rows_uD
+        exp_avg_VD[items_u] = _round(exp_avg_uD, exp_avg_VD.dtype, update, 16)
     by_row = exp_avg_sq.ndim == 1
     square_ud = rows_uD.square()
     if by_row:
@@ -101,7 +108,6 @@ def _eager_adam(
     if adam.log_shrink is not None:
         moved_uD += moved_uD * torch.expm1(skipped_u1 * adam.log_shrink)
     moved_uD -= exp_avg_uD * (adam.step_size / (square_ud.sqrt() * adam.root_scale + adam.eps))
-    exp_avg_VD[items_u] = _round(exp_avg_uD, exp_avg_VD.dtype, update, 16)
     table_VD[items_u] = _round(moved_uD, table_VD.dtype, update, 0)
 
 

@@ -134,8 +134,9 @@ class RowWiseAdagrad(_RowWise):
 class RowWiseAdam(_RowWise):
     """`row_adam` for tables whose gradient is one of rows.
 
-    It keeps 4 D + 8 bytes a row: 2 D less with a first moment in bfloat16, 4 D - 4 more with a
-    second moment for each element. A table's steps are those in which it has a gradient.
+    It keeps 4 D + 8 bytes a row: 2 D less with a first moment in bfloat16, 4 D less with a beta1
+    of 0, 4 D - 4 more with a second moment for each element. A table's steps are those in which it
+    has a gradient.
 
     Args:
         params: As in `RowWiseAdagrad`.
@@ -181,13 +182,14 @@ class RowWiseAdam(_RowWise):
 
     def _update(self, table_VD: Tensor, gradient: RowGradient, group: dict[str, Any]) -> None:
         state = self.state[table_VD]
-        if "exp_avg" not in state:
+        if "exp_avg_sq" not in state:
             by_row = group["second_moment"] == "row"
             squares = table_VD.shape[:1] if by_row else table_VD.shape
-            state["exp_avg"] = torch.zeros_like(table_VD, dtype=group["exp_avg_dtype"])
+            if group["betas"][0]:
+                state["exp_avg"] = torch.zeros_like(table_VD, dtype=group["exp_avg_dtype"])
             state["exp_avg_sq"] = table_VD.new_zeros(squares, dtype=torch.float32)
             state["last_step"] = table_VD.new_zeros(len(table_VD), dtype=torch.int32)
-        moments = (state[name] for name in ("exp_avg", "exp_avg_sq", "last_step"))
+        moments = state.get("exp_avg"), state["exp_avg_sq"], state["last_step"]
         settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay", "seed")}
         items_U, rows_UD, num_touched = gradient
         row_adam(

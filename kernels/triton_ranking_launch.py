@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference, reference_ranking, triton_ranking
-from kernels._backend import forced_backend
 from kernels.launch import (
     LaunchConfig,
     Tile,
@@ -292,13 +291,9 @@ def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]
 
 
 def _splits_items(states_BD: Tensor, table_VD: Tensor, config: LaunchConfig) -> bool:
-    """Whether scores are three bfloat16 products; wider states would not fit beside the items.
-
-    These have not run on a card yet: they score where Triton is asked for.
-    """
+    """Whether scores are three bfloat16 products; wider states would not fit beside the items."""
     return (
-        forced_backend() == "triton"
-        and (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
+        (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
         and config.precision == "tf32x3"
         and states_BD.shape[1] <= config.block_d
         and (states_BD.device.type != "cuda" or _capability(states_BD.device) >= 8)
@@ -313,11 +308,11 @@ def _tile(
     On Hopper the states of a program wait in shared memory, and each tile of items serves them
     all: few would be bound by the L2 cache. Lists hold the best score and item of every place of a
     tile beside its product, so theirs is smaller. The tiles are the fastest that
-    `benchmarks.ranking` measured at width 256, and none has been timed at another. Those of bf16x3
-    were not timed: a group of four warps takes 64 items, and with fewer items than that for each
-    group, groups would repeat each other's work. Elsewhere it is the tile of the loss over the
-    whole catalogue with fewer scores a warp, not timed. Compiled by Triton 3.6 for sm_80 and sm_90
-    none spills registers, and beside Hopper 99 KiB of shared memory are enough.
+    `benchmarks.ranking` measured at width 256, and none has been timed at another. In those of
+    bf16x3 a group of four warps takes 64 items: with fewer for each group, groups would repeat
+    each other's work. Elsewhere it is the tile of the loss over the whole catalogue with fewer
+    scores a warp, not timed. Compiled by Triton 3.6 for sm_80 and sm_90 none spills registers, and
+    beside Hopper 99 KiB of shared memory are enough.
     """
     half, block_d = config.dtype != tl.float32, config.block_d
     hopper = device.type == "cuda" and _capability(device) == 9

@@ -129,13 +129,14 @@ def adam_rows(
     seed: tl.int64, step: tl.int32, num_entries: tl.int64, num_items: tl.int64,
     log_beta1: tl.float32, log_beta2: tl.float32, gain1: tl.float32, gain2: tl.float32,
     log_shrink: tl.float32, step_size: tl.float32, root_scale: tl.float32, eps: tl.float32,
-    BY_ROW: tl.constexpr, SHRINKS: tl.constexpr,
+    BY_ROW: tl.constexpr, SHRINKS: tl.constexpr, ROUNDS: tl.constexpr,
     D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """`row_updates.row_adam`. Grid: blocks of entries.
 
     With clock and rate, the step and what depends on it and on the rate are made of them.
     BY_ROW: a row has one second moment. SHRINKS: there is weight decay.
+    ROUNDS: table or exp_avg is of a half type. Without exp_avg, beta1 is 0.
     """
     end = end_of(num_touched, num_entries)
     if tl.program_id(0).to(tl.int64) * ROWS >= end:
@@ -147,7 +148,6 @@ def adam_rows(
         root_scale = tl.sum(1 / tl.sqrt_rn(-expm1(time * log_beta2)), 0)
     entry, item, here = touched_rows(items, end, num_items, ROWS)
     skipped = (step - tl.load(last_step + item, mask=here, other=0)).to(tl.float32)
-    decay1 = (expm1(skipped * log_beta1) + 1)[:, None]
     decay2 = expm1(skipped * log_beta2) + 1
     if BY_ROW:
         mean, g = mean_square(rows, entry, here, D, BLOCK_D)
@@ -161,28 +161,33 @@ def adam_rows(
     for begin in tl.static_range(0, D, BLOCK_D):
         if D > BLOCK_D or not BY_ROW:
             g, _, _ = load_columns(rows, entry, here, begin, D, BLOCK_D)
-        m, place, mask = load_columns(exp_avg, item, here, begin, D, BLOCK_D)
-        m = m * decay1 + gain1 * g
+        w, place, mask = load_columns(table, item, here, begin, D, BLOCK_D)
+        m = g
+        if exp_avg is not None:
+            m, _, _ = load_columns(exp_avg, item, here, begin, D, BLOCK_D)
+            m = m * (expm1(skipped * log_beta1) + 1)[:, None] + gain1 * g
         if not BY_ROW:
             square = tl.load(exp_avg_sq + place, mask=mask, other=0)
             square = square * decay2[:, None] + gain2 * (g * g)
             tl.store(exp_avg_sq + place, square, mask=mask)
             pace = tl.div_rn(step_size, tl.sqrt_rn(square) * root_scale + eps)
-        w, _, _ = load_columns(table, item, here, begin, D, BLOCK_D)
         if SHRINKS:
             w += w * expm1(skipped * log_shrink)[:, None]
         w -= m * pace
-        if table.dtype.element_ty != tl.float32 or exp_avg.dtype.element_ty != tl.float32:
+        if ROUNDS:
             noise = random_words(seed, step, item, begin, BLOCK_D)
         if table.dtype.element_ty != tl.float32:
             w = round_at_random(w, noise, table.dtype.element_ty)
-        if exp_avg.dtype.element_ty != tl.float32:
-            m = round_at_random(m, noise >> 16, exp_avg.dtype.element_ty)
         tl.store(table + place, w, mask=mask)
-        tl.store(exp_avg + place, m, mask=mask)
+        if exp_avg is not None:
+            if exp_avg.dtype.element_ty != tl.float32:
+                m = round_at_random(m, noise >> 16, exp_avg.dtype.element_ty)
+            tl.store(exp_avg + place, m, mask=mask)
 
 
-def update(task: Update, state: tuple[Tensor, ...], numbers: Adam | tuple[float, float]) -> None:
+def update(
+    task: Update, state: tuple[Tensor | None, ...], numbers: Adam | tuple[float, float]
+) -> None:
     """A step of the optimizer whose numbers these are."""
     table_VD, items_U, rows_UD, num_touched, step, seed, clock = task
     num_items, width = table_VD.shape
@@ -192,7 +197,13 @@ def update(task: Update, state: tuple[Tensor, ...], numbers: Adam | tuple[float,
     kernel = adam_rows if is_adam else adagrad_rows
     flags = {}
     if is_adam:
-        flags = {"BY_ROW": state[1].ndim == 1, "SHRINKS": numbers.log_shrink is not None}
+        exp_avg_VD, exp_avg_sq, _ = state
+        moved = (table_VD, exp_avg_VD)
+        flags = {
+            "BY_ROW": exp_avg_sq.ndim == 1,
+            "SHRINKS": numbers.log_shrink is not None,
+            "ROUNDS": any(m is not None and m.dtype != torch.float32 for m in moved),
+        }
         numbers = numbers._replace(log_shrink=numbers.log_shrink or 0.0)
     with torch.cuda.device_of(table_VD):
         kernel[(cdiv(len(items_U), height),)](

@@ -105,8 +105,8 @@ class TrainingConfig(BaseModel):
     table_updates: Literal["auto", "dense", "adam", "adagrad"] = Field(
         "auto",
         description="dense: AdamW moves the whole item table in every step; adam, adagrad: only "
-        "the rows that the step touches move (cce-), which have one second moment each, by adam "
-        "with first moments in bfloat16; auto: adam for tables of 2^26 elements or more, and for "
+        "the rows that the step touches move (cce-), which have one second moment each and no "
+        "first one; auto: adam for tables of 2^26 elements or more, and for "
         "those in bfloat16, else dense",
     )
     table_dtype: Literal["float32", "bfloat16"] = Field(

@@ -44,15 +44,14 @@ def least_table_memory(config: TrialConfig, num_items: int) -> int:
     With V items of width D, each table takes::
 
         dense     16 V D            weights, gradient and two moments, float32
-        adam      (b + 2) V D + 8 V   weights of b bytes, first moments in bfloat16; a row's second
-                                      moment and last step
+        adam      b V D + 8 V         weights of b bytes; a row's second moment and last step
         adagrad   b V D + 4 V         weights, and a row's accumulator
 
     What depends on the batch is left out: the rows of the gradient, which are not [V, D], and the
     activations.
     """
     training = config.resolved(num_items).training
-    element, row = {"dense": (16, 0), "adam": (6, 8), "adagrad": (4, 4)}[training.table_updates]
+    element, row = {"dense": (16, 0), "adam": (4, 8), "adagrad": (4, 4)}[training.table_updates]
     if training.table_dtype == "bfloat16":
         element -= 2
     tables = 2 if config.model.output_table == "separate" else 1

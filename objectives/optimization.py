@@ -53,9 +53,8 @@ class Optimization:
         rate = self._as_kept(self._config.learning_rate)
         if self._config.table_updates == "adagrad":
             return RowWiseAdagrad(tables, lr=rate)
-        # With float32 moments, a float32 table [5 M, 128] and its state would take 5.2 GB, not
-        # 3.9; dense AdamW takes 10.2 with the gradient.
-        return RowWiseAdam(tables, lr=rate, exp_avg_dtype=torch.bfloat16)
+        # A first moment would be as large as the table, and lose what a seldom touched row is due.
+        return RowWiseAdam(tables, lr=rate, betas=(0.0, 0.999))
 
     def set_rate(self, step: int) -> None:
         """Sets the learning rate of a step; the first is step 0."""

@@ -247,8 +247,8 @@ def test_negative_zero_ties_with_zero(
 def test_nan_and_minus_infinity_are_never_listed(
     backend: str, tile_elements: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    # The largest float32 is none of bfloat16.
-    odd = [math.nan, -math.inf, -3.4028e38, math.inf, 0.0, -math.nan, 3.4028e38]
+    # More than the largest bfloat16, and finite when rounded to TF32.
+    odd = [math.nan, -math.inf, -3.4e38, math.inf, 0.0, -math.nan, 3.4e38]
     table_VD = torch.tensor(odd, device=device)[:, None]
     ones_BD = torch.ones(7, 1, dtype=dtype, device=device)
     targets_B = torch.arange(7, device=device)

@@ -42,20 +42,25 @@ class Adam:
     by_row: bool = True
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    exp_avg_dtype: torch.dtype = torch.float32
+    exp_avg_dtype: torch.dtype | None = torch.float32
     lr: float = 0.03
     eps: float = 1e-6
 
     def state(self, table_VD: Tensor) -> list[Tensor]:
         new = table_VD.new_zeros
         squares = table_VD.shape[:1] if self.by_row else table_VD.shape
+        dtype = self.exp_avg_dtype
         return [
-            new(table_VD.shape, dtype=self.exp_avg_dtype),
+            *([] if dtype is None else [new(table_VD.shape, dtype=dtype)]),
             new(squares, dtype=torch.float32),
             new(len(table_VD), dtype=torch.int32),
         ]
 
-    def update(self, table_VD: Tensor, *tensors: Tensor, **options: Any) -> None:
+    def update(
+        self, table_VD: Tensor, items_U: Tensor, rows_UD: Tensor, *state: Tensor, **options: Any
+    ) -> None:
+        first = (None,) if self.exp_avg_dtype is None else ()
+        tensors: tuple[Any, ...] = (items_U, rows_UD, *first, *state)
         settings = {"lr": self.lr, "eps": self.eps, "betas": self.betas}
         row_adam(table_VD, *tensors, **{**settings, "weight_decay": self.weight_decay, **options})
 
@@ -109,6 +114,7 @@ METHODS = [
     pytest.param(Adagrad(), id="adagrad"),
     pytest.param(Adam(), id="adam"),
     pytest.param(Adam(weight_decay=0.02, betas=(0.0, 0.5)), id="adam, decayed"),
+    pytest.param(Adam(betas=(0.0, 0.99), exp_avg_dtype=None), id="adam, no first moment"),
     pytest.param(Adam(by_row=False), id="adam, by element"),
     pytest.param(
         Adam(by_row=False, weight_decay=0.02, betas=(0.95, 0.98)), id="adam, by element, decayed"
@@ -117,6 +123,7 @@ METHODS = [
 ANY = [
     pytest.param(Adagrad(), id="adagrad"),
     pytest.param(Adam(exp_avg_dtype=BF16), id="adam, half"),
+    pytest.param(Adam(betas=(0.0, 0.9), exp_avg_dtype=None), id="adam, no first moment"),
     pytest.param(Adam(by_row=False), id="adam, by element"),
 ]
 
@@ -246,6 +253,25 @@ def test_skipped_steps_decay_the_moments_as_gradients_of_0_would(device: torch.d
     moments = [their.state[theirs][name][3] for name in ("exp_avg", "exp_avg_sq")]
     moved_D = moments[0] / (1 - 0.9**5) / ((moments[1] / (1 - 0.999**5)).sqrt() + method.eps)
     torch.testing.assert_close(table_VD[3], before_D - method.lr * moved_D)
+
+
+@pytest.mark.usefixtures("backend")
+def test_without_a_first_moment_a_gradient_moves_as_far_as_dense_adam_in_time(
+    device: torch.device,
+) -> None:
+    method = Adam(by_row=False, betas=(0.0, 0.999), exp_avg_dtype=None, lr=1e-3, eps=1e-8)
+    table_VD = random(0, NUM_ITEMS, 5).float().to(device)
+    theirs = torch.nn.Parameter(table_VD.clone())
+    their = torch.optim.Adam([theirs], lr=method.lr)
+    items_U, rows_UD = torch.tensor([3], device=device), random(1, 1, 5).float().to(device)
+    for step in range(1, 400):
+        theirs.grad = torch.zeros_like(table_VD)
+        if step == 300:
+            before_D = table_VD[3].clone()
+            theirs.grad.index_copy_(0, items_U, rows_UD)
+            method.update(table_VD, items_U, rows_UD, *method.state(table_VD), step=step)
+        their.step()
+    torch.testing.assert_close(table_VD[3] - before_D, theirs[3] - before_D, rtol=0.02, atol=0)
 
 
 @pytest.mark.usefixtures("backend")
@@ -598,6 +624,7 @@ BAD_ADAGRAD: tuple[tuple[dict[str, Any], str], ...] = (
 BAD_ADAM: tuple[tuple[dict[str, Any], str], ...] = (
     ({"exp_avg_VD": torch.zeros(5)}, "exp_avg_VD must have the shape"),
     ({"exp_avg_VD": torch.zeros(5, 2, dtype=FP16)}, "exp_avg_VD must be float32 or bfloat16"),
+    ({"exp_avg_VD": None}, "exp_avg_VD is needed with a beta1 of 0.9"),
     ({"exp_avg_sq": torch.zeros(5, 1)}, r"exp_avg_sq must have the shape \[5, 2\]"),
     ({"exp_avg_sq": torch.zeros(4)}, r"exp_avg_sq must have the shape \[5\]"),
     ({"last_step_V": torch.zeros(5)}, "last_step_V must be int32"),
