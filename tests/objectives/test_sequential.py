@@ -345,8 +345,8 @@ def test_tables_beyond_the_budget_are_not_allocated(
     cycle: PreparedData, make_context: MakeContext
 ) -> None:
     objective = SequentialObjective(replace(cycle, num_items=10**12), CPU)
-    # First moments and a table in bfloat16; a row's second moment and last step.
-    needed = 10**12 * (16 * 4 + 8)
+    # A table in bfloat16; a row's second moment and last step.
+    needed = 10**12 * (16 * 2 + 8)
     settings = config(table_dtype="bfloat16")
     for run in (
         lambda: objective(settings, make_context(budget=needed - 1)),
