@@ -3,6 +3,9 @@
 Shapes: M interactions, S sequences, B sequences of a part, P these and fillers, T tokens, N rows
 of the loss.
 
+A batch takes one sequence of every stratum of their lengths: it has about as many tokens as any
+other, so that its memory is known before it is drawn, and no epoch ends with a small one.
+
 All that the device needs to know of a batch is one vector of integers, so that a step, which may
 be a captured CUDA graph, starts with one copy of known size. Captured graphs have fixed sizes:
 there, tokens are computed in multiples of a small share of a batch, and fillers, which predict
@@ -83,7 +86,7 @@ class TrainingBatch:
 
 
 class TrainingBatches:
-    """Batches of all sequences, in an order drawn from a generator.
+    """Batches of all sequences, drawn by strata of their lengths.
 
     Of a sequence, the most recent `max_length` tokens predict the items behind them; or some of
     the most recent `max_length` items are masked and predicted.
@@ -104,24 +107,25 @@ class TrainingBatches:
 
         Args:
             sequences: All sequences.
-            batch_size: Sequences of a batch; the last one of an epoch may have fewer.
+            batch_size: Sequences of a batch at most; the batches of an epoch differ by one.
             parts: A batch comes in at most so many parts.
             max_length: Tokens of a sequence at most.
             mask_share: The probability that an item is masked; where none of a sequence is, its
                 last one is. None: every token predicts the item behind it.
-            generator: On the host, of the order and of the masks.
+            generator: On the host, of the batches and of the masks.
             fixed_sizes: Few shapes occur.
         """
         self._sequences = sequences
-        self._batch_size, self._parts, self._max_length = batch_size, parts, max_length
+        self._parts, self._max_length = parts, max_length
         self._mask_share = mask_share
         self._generator = generator
         self._ahead = 1 if mask_share is None else 0
         self._lengths_S = np.clip(sequences.lengths_S - self._ahead, 0, max_length)
+        self._num_batches = -(-len(sequences) // batch_size)
         self._fixed_size = self._num_fillers = 0
         self._multiple_T = self._multiple_N = 1
         if fixed_sizes:
-            self._fixed_size = -(-min(batch_size, len(sequences)) // parts)
+            self._fixed_size = -(-self._num_strata // parts)
             mean_tokens = float(self._lengths_S.mean()) * self._fixed_size
             self._multiple_T = _multiple_of(mean_tokens)
             self._multiple_N = self._multiple_T
@@ -135,26 +139,44 @@ class TrainingBatches:
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self._sequences) // self._batch_size)
+        return self._num_batches
+
+    @property
+    def _num_strata(self) -> int:
+        """Sequences of a batch at most."""
+        return -(-len(self._sequences) // max(1, self._num_batches))
 
     def epoch(self) -> Iterator[list[Plan]]:
-        """Every sequence once, in a new order; a batch is a list of its parts.
+        """Every sequence once, in new batches; one is a list of its parts.
 
         The batch with most tokens comes first: memory that is too small is so at once.
         """
-        order_S: _Integers = torch.randperm(
-            len(self._sequences), generator=self._generator
-        ).numpy()
-        begins = np.arange(0, len(order_S), self._batch_size)
-        if len(begins):
-            largest = np.add.reduceat(self._lengths_S[order_S], begins).argmax()
-            begins = np.concatenate([begins[[largest]], np.delete(begins, largest)])
-        for begin in begins:
-            yield self.plans(order_S[begin : begin + self._batch_size])
+        if not self._num_batches:
+            return
+        order_S = torch.randperm(len(self._sequences), generator=self._generator).numpy()
+        strata = self._strata(order_S)
+        shuffled = torch.rand(strata.shape, generator=self._generator).argsort(1).numpy()
+        batches = np.take_along_axis(strata, shuffled, 1).T
+        tokens = np.where(batches < 0, 0, self._lengths_S[batches]).sum(1)
+        largest = tokens.argmax()
+        for rows in (batches[largest], *np.delete(batches, largest, 0)):
+            yield self.plans(rows[rows >= 0])
 
     def largest(self) -> list[Plan]:
-        """The batch that takes most memory: that of the longest sequences."""
-        return self.plans(np.argsort(-self._lengths_S, kind="stable")[: self._batch_size])
+        """A batch of the longest sequence of every stratum: none takes more memory."""
+        return self.plans(self._strata(np.arange(len(self._sequences)))[:, -1])
+
+    def _strata(self, order_S: _Integers) -> _Integers:
+        """A row for each stratum, one sequence for each batch: the shortest first.
+
+        Sequences of one length are in the given order. The first row begins with -1 where there
+        are too few of them.
+        """
+        by_length_S = order_S[np.argsort(self._lengths_S[order_S], kind="stable")]
+        missing = self._num_strata * self._num_batches - len(order_S)
+        return np.pad(by_length_S, (missing, 0), constant_values=-1).reshape(
+            self._num_strata, self._num_batches
+        )
 
     def plans(self, rows: _Integers) -> list[Plan]:
         """The batch of these sequences; where sizes are fixed, its parts are of one shape."""

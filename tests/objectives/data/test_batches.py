@@ -100,14 +100,14 @@ def test_no_token_is_a_filler_where_sizes_are_free(sequences_of: MakeSequences) 
 
 
 def test_fillers_are_the_first_item_and_see_no_others(sequences_of: MakeSequences) -> None:
-    batches = make(sequences_of(LISTS), batch_size=5, max_length=7, fixed_sizes=True)
+    batches = make(sequences_of(LISTS), batch_size=6, max_length=7, fixed_sizes=True)
     (plan,) = batches.plans(np.array([1, 0, 2]))
     batch = assembled(batches, plan)
-    assert plan.shape == (5, 16, 16, 7)
+    assert plan.shape == (6, 16, 16, 7)
     assert batch.ids_T.tolist() == [3, 4, 5, 6, 1, 8, 9] + [3] * 9
     assert batch.targets_N.tolist() == [4, 5, 6, 7, 2, 9, 10] + [NO_TARGET] * 9
-    # Three sequences, two that are missing, and fillers of at most seven tokens.
-    assert batch.packing.offsets_B1.tolist() == [0, 4, 5, 7, 7, 7, 14, 16, 16]
+    # Three sequences, three that are missing, and fillers of at most seven tokens.
+    assert batch.packing.offsets_B1.tolist() == [0, 4, 5, 7, 7, 7, 7, 14, 16, 16]
     assert batch.num_predictions == 7
 
 
@@ -169,7 +169,9 @@ def test_the_batch_with_most_tokens_comes_first(sequences_of: MakeSequences) -> 
         assert sizes[1:] != sorted(sizes[1:])
 
 
-def test_the_largest_batch_is_that_of_the_longest_sequences(sequences_of: MakeSequences) -> None:
+def test_the_largest_batch_has_the_longest_sequence_of_every_stratum(
+    sequences_of: MakeSequences,
+) -> None:
     batches = make(
         sequences_of([[1, 2], [3, 4, 5, 6, 7, 8, 9], [1, 2, 3], [9, 8]]),
         batch_size=2,
@@ -177,8 +179,32 @@ def test_the_largest_batch_is_that_of_the_longest_sequences(sequences_of: MakeSe
     )
     (plan,) = batches.largest()
     batch = assembled(batches, plan)
-    assert batch.packing.offsets_B1.tolist() == [0, 5, 7]
-    assert batch.targets_N.tolist() == [5, 6, 7, 8, 9, 2, 3]
+    # The strata are the sequences of two items and those of more.
+    assert batch.packing.offsets_B1.tolist() == [0, 1, 6]
+    assert batch.targets_N.tolist() == [8, 5, 6, 7, 8, 9]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=60),
+    batch_size=st.integers(1, 20),
+    max_length=st.integers(1, 70),
+)
+def test_the_batches_of_an_epoch_are_of_one_size_and_none_exceeds_the_largest(
+    lengths: list[int], batch_size: int, max_length: int
+) -> None:
+    sequences = Sequences(
+        np.zeros(sum(lengths), np.int32), np.cumsum([0, *lengths], dtype=np.int64)
+    )
+    batches = make(sequences, batch_size=batch_size, max_length=max_length)
+    plans = [plan for (plan,) in batches.epoch()]
+    sizes = {plan.shape.num_sequences for plan in plans}
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    tokens = [plan.num_items for plan in plans]
+    (largest,) = batches.largest()
+    assert max(tokens) <= largest.num_items
+    # A stratum ends where the next begins.
+    assert largest.num_items - min(tokens) <= max_length
 
 
 def test_the_order_follows_the_generator(sequences_of: MakeSequences) -> None:
@@ -194,7 +220,7 @@ def test_the_order_follows_the_generator(sequences_of: MakeSequences) -> None:
 def test_a_batch_may_come_in_parts(parts: int, sequences_of: MakeSequences) -> None:
     batches = make(sequences_of(LISTS), batch_size=4, parts=parts)
     found = list(batches.epoch())
-    assert sorted(map(len, found)) == sorted([min(parts, 4), min(parts, 2)])
+    assert list(map(len, found)) == [min(parts, 3)] * 2
     targets = []
     for plans in found:
         whole = [assembled(batches, plan) for plan in plans]
