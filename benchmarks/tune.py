@@ -91,7 +91,7 @@ def _kernel(job: _Job, problem: Problem) -> Callable[[], object]:
     """A launch of the job's kernel with the job's tile, everything before it done."""
     tiles = launch.default_tiles(job.dtype.itemsize, job.key.block_d)
     launch._table()[job.key] = tiles._replace(**{job.kernel: job.tile})
-    launch._config.cache_clear()
+    launch.config_of.cache_clear()
     faults = torch.zeros(1, dtype=torch.int32, device="cuda")
 
     def forward() -> triton_backend.Saved:

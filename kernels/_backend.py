@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.gpu import on_gpu
+
 Backend = Literal["eager", "triton"]
 
 _VARIABLE = "PARETOCUT_KERNELS"
@@ -26,9 +28,10 @@ def choose_backend(states_ND: Tensor, table_VD: Tensor) -> Backend:
             work on, or the states are wider than Triton's kernels can be.
     """
     forced = forced_backend()
-    device, dtypes = states_ND.device.type, (states_ND.dtype, table_VD.dtype)
+    dtypes = states_ND.dtype, table_VD.dtype
     fits = dtypes[0] in _DTYPES and dtypes[1] in _DTYPES
-    if forced == "eager" or (forced is None and not (fits and device == "cuda" and _is_there())):
+    is_default = fits and on_gpu(states_ND.device) and _is_there()
+    if forced == "eager" or (forced is None and not is_default):
         return "eager"
     if not fits:
         raise ValueError(
@@ -47,7 +50,7 @@ def check_interpreter(device: torch.device) -> None:
     """Raises a ValueError if Triton's kernels cannot run on this device."""
     import triton
 
-    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+    if not (on_gpu(device) or triton.knobs.runtime.interpret):
         raise ValueError(
             f"states_ND is on {device}, but {_VARIABLE}=triton works on CUDA, or on the CPU with "
             "TRITON_INTERPRET=1"

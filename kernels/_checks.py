@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kernels.gpu import on_gpu
+
 if TYPE_CHECKING:
     from kernels.reference import Problem
 
@@ -75,7 +77,7 @@ def check_ids(problem: "Problem") -> None:
     On a GPU the check would wait for the device; see `kernels._faults`.
     """
     targets_N, num_items, draws = problem.targets_N, len(problem.table_VD), problem.draws
-    if targets_N.device.type != "cpu":
+    if on_gpu(targets_N.device):
         return
     _check_range("targets_N", targets_N.where(targets_N != problem.ignore_index, 0), 0, num_items)
     if draws is not None and draws.ids_GK is not None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
+from kernels.gpu import Gpu, gpu_of
 from kernels.reference import Problem
 
 TABLE = Path(__file__).with_name("launch_table.json")
@@ -115,8 +116,8 @@ def default_tiles(operand_bytes: int, block_d: int) -> Tiles:
 
 def launch_config(problem: Problem, by_row: bool) -> LaunchConfig:
     """The configuration for a problem's width, type and device."""
-    return _config(
-        problem.states_ND.device,
+    return config_of(
+        gpu_of(problem.states_ND.device),
         problem.operand_dtype,
         problem.table_VD.dtype,
         int(problem.states_ND.shape[1]),
@@ -125,26 +126,51 @@ def launch_config(problem: Problem, by_row: bool) -> LaunchConfig:
     )
 
 
+def forward_splits(
+    config: LaunchConfig, group_size: int, num_groups: int, num_candidates: int, blocks: int
+) -> int:
+    """Parts that the candidates of the forward pass are cut into, for few rows to fill a device.
+
+    Args:
+        config: The configuration.
+        group_size: R.
+        num_groups: G.
+        num_candidates: K.
+        blocks: Blocks of the width.
+    """
+    tile = for_group(config.forward, group_size)
+    num_tiles = num_groups * cdiv(group_size, tile.block_r)
+    candidate_tiles = cdiv(num_candidates, tile.block_k)
+    return max(1, min(config.programs // (num_tiles * blocks), candidate_tiles // 8, 16))
+
+
 def for_group(tile: Tile, group_size: int) -> Tile:
     """The tile with no more rows than a group needs."""
     return tile._replace(block_r=min(tile.block_r, block_of(group_size)))
 
 
 @cache
-def _config(
-    device: torch.device,
+def config_of(
+    gpu: Gpu | None,
     dtype: torch.dtype,
     table_dtype: torch.dtype,
     width: int,
     kernel: str,
-    exact: bool,
+    exact: bool = True,
 ) -> LaunchConfig:
+    """The configuration for a GPU.
+
+    Args:
+        gpu: The card; None: another kind of device.
+        dtype: Of the operands.
+        table_dtype: Of the item table.
+        width: D.
+        kernel: Of the forward pass: "forward" of lists, "catalogue" or "row".
+        exact: Float32 is not to be multiplied as TF32.
+    """
     widest = _WIDEST_ROW_BLOCK if kernel == "row" else _WIDEST_BLOCK
     block_d = min(widest, block_of(width))
-    capability, programs = 0, 1
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        capability, programs = properties.major, 2 * properties.multi_processor_count
+    capability, num_sms = gpu or (0, 0)
     key = Key(capability, dtype.itemsize, table_dtype.itemsize, block_of(width))
     tiles = _table().get(key)
     if tiles is None:
@@ -157,7 +183,7 @@ def _config(
         block_d=block_d,
         dtype=_TRITON_DTYPES[dtype],
         precision="tf32x3" if exact and dtype == torch.float32 else "tf32",
-        programs=programs,
+        programs=max(1, 2 * num_sms),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels import reference_ranking
 from kernels._backend import check_interpreter, choose_backend
 from kernels._checks import check_count, kind
+from kernels.gpu import on_gpu
 
 
 def target_ranks(
@@ -141,7 +142,7 @@ def _check(states_BD: Tensor, table_VD: Tensor, seen: tuple[Tensor, Tensor] | No
 
 def _check_ids(name: str, ids: Tensor, end: int) -> None:
     """Raises a ValueError if an id is out of range; on a GPU that would have to be waited for."""
-    if ids.device.type == "cpu" and len(ids):
+    if len(ids) and not on_gpu(ids.device):
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= end:
             raise ValueError(f"{name} must lie in [0, {end}), but span {low} to {high}")

@@ -16,6 +16,7 @@ from torch import Tensor
 from kernels import reference_row_updates
 from kernels._backend import check_interpreter, choose_backend
 from kernels._checks import check_count, kind
+from kernels.gpu import on_gpu
 from kernels.reference_row_updates import Adam, Update
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -199,7 +200,7 @@ def _update(
     if not len(update.items_U):
         return
     table_VD = update.table_VD
-    if table_VD.device.type == "cpu":
+    if not on_gpu(table_VD.device):
         _check_ids(_meant(update).items_U, len(table_VD))
     if _backend_of(table_VD) == "triton":
         from kernels import triton_row_updates

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import triton_lists, triton_rows, triton_softmax
-from kernels.launch import cdiv, for_group, next_power_of_2
+from kernels.launch import cdiv, for_group, forward_splits, next_power_of_2
 from kernels.reference import Problem
 from kernels.triton_plan import (
     UNCLAIMED,
@@ -122,8 +122,7 @@ def _forward_by_group(
     num_tiles = cut.num_groups * tiles_per_group
     with_gradient = outputs[4] is not None
     blocks = cut.blocks_of_width if with_gradient else 1
-    candidate_tiles = cdiv(cut.num_candidates, tile.block_k)
-    splits = max(1, min(config.programs // (num_tiles * blocks), candidate_tiles // 8, 16))
+    splits = forward_splits(config, cut.group_size, cut.num_groups, cut.num_candidates, blocks)
     partial_rows = partial_mixture = None
     if splits > 1:
         empty = problem.states_ND.new_empty

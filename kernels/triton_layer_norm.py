@@ -6,13 +6,12 @@ A block of rows is [rows, chunks, C]: a warp reads C columns at a time, the rows
 the warps, and the chunks are the registers of a thread. A sum over a row needs no other warp.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu import Gpu, gpu_of
 from kernels.launch import block_of, cdiv
 
 _WARPS = 8
@@ -145,7 +144,7 @@ def backward(
     """Gradients of input, weight and bias; the same bits whenever it runs on one device."""
     num_rows, width = x_TD.shape
     blocks = _blocks(width)
-    num_programs = min(_programs(x_TD.device), max(1, cdiv(num_rows, blocks["ROWS"])))
+    num_programs = backward_programs(gpu_of(x_TD.device), num_rows, width)
     partial_P2D = x_TD.new_empty(num_programs, 2, width, dtype=torch.float32)
     grad_x_TD, grad_weight_D, grad_bias_D = gradients_like(x_TD, weight_D)
     with torch.cuda.device_of(x_TD):
@@ -184,8 +183,7 @@ def _blocks(width: int) -> dict[str, int]:
     return {"ROWS": rows, "CHUNKS": block_d // block_c, "BLOCK_C": block_c}
 
 
-@cache
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return _INTERPRETED_PROGRAMS
-    return _PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
+def backward_programs(gpu: Gpu | None, num_rows: int, width: int) -> int:
+    """Programs of the backward pass; None: the interpreter's."""
+    most = _INTERPRETED_PROGRAMS if gpu is None else _PROGRAMS_PER_SM * gpu.num_sms
+    return min(most, max(1, cdiv(num_rows, _blocks(width)["ROWS"])))

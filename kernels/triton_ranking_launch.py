@@ -8,7 +8,6 @@ unseen items reach. The second collects what reaches it, a little more than k it
 where S is several times k. Of few items every one is its own group, and the first pass is enough.
 """
 
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference, reference_ranking, triton_ranking
+from kernels.gpu import gpu_of
 from kernels.launch import (
     LaunchConfig,
     Tile,
@@ -292,11 +292,12 @@ def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]
 
 def _splits_items(states_BD: Tensor, table_VD: Tensor, config: LaunchConfig) -> bool:
     """Whether scores are three bfloat16 products; wider states would not fit beside the items."""
+    gpu = gpu_of(states_BD.device)
     return (
         (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
         and config.precision == "tf32x3"
         and states_BD.shape[1] <= config.block_d
-        and (states_BD.device.type != "cuda" or _capability(states_BD.device) >= 8)
+        and (gpu is None or gpu.capability >= 8)
     )
 
 
@@ -315,7 +316,8 @@ def _tile(
     beside Hopper 99 KiB of shared memory are enough.
     """
     half, block_d = config.dtype != tl.float32, config.block_d
-    hopper = device.type == "cuda" and _capability(device) == 9
+    gpu = gpu_of(device)
+    hopper = gpu is not None and gpu.capability == 9
     if config.precision == "bf16x3":
         tile = Tile(64, 32, 4, 2)
         if hopper:
@@ -334,11 +336,6 @@ def _tile(
     tile = config.forward
     warps = max(tile.num_warps, tile.block_r * tile.block_k // 1024)
     return tile._replace(num_warps=warps, num_stages=min(tile.num_stages, 4)), block_d
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0]
 
 
 def _dense_rows(matrix: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from kernels import layer_norm
+from kernels.gpu import on_gpu
 from models.config import ModelConfig
 from models.packing import Packing
 
@@ -30,7 +31,7 @@ def attend(qkv_T3HC: Tensor, packing: Packing, *, causal: bool) -> Tensor:
     """
     half = qkv_T3HC.dtype in (torch.bfloat16, torch.float16)
     width = qkv_T3HC.shape[-1]
-    if qkv_T3HC.is_cuda and half and width % 8 == 0 and width <= _WIDEST_HEAD:
+    if on_gpu(qkv_T3HC.device) and half and width % 8 == 0 and width <= _WIDEST_HEAD:
         # Imported late: where there is no GPU, torch need not have it.
         from torch.nn.attention.varlen import varlen_attn
 

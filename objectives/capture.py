@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objectives.data.batches import Shape
+from objectives.data.batch_sizes import Shape
 
 Step = Callable[[Tensor, Shape], Tensor]
 """step(numbers, shape): what a training does with a batch, on the device alone; waits for nothing.

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from kernels import target_ranks, top_k
+from models.config import ModelConfig
+from objectives.config import TrainingConfig
 from objectives.data.prepare import PreparedData
 from objectives.data.sequences import DeviceTargets, TargetBatch
 
@@ -26,6 +28,9 @@ CUTOFFS = (1, 5, 10, 20, 100)
 """The k of every metric."""
 
 _TILE_TOKENS = 1024
+_ITEMS_PER_TOKEN = 32
+"""Items whose gradients in the table take more than a token takes in an evaluation, which is about
+17 numbers of its width (counted with tracked memory, any architecture and feed-forward layer)."""
 
 
 def evaluate(
@@ -68,6 +73,36 @@ def evaluate(
             recommended.add(top_k(states_BD, table_VD, longest, batch.seen))
     metrics = rank_metrics(counts_R)
     return metrics if recommended is None else metrics | recommended.metrics()
+
+
+def batch_tokens(
+    training: TrainingConfig,
+    model: ModelConfig,
+    mean_length: float,
+    num_sequences: int,
+    num_items: int,
+) -> int:
+    """Tokens of an evaluation batch: so many that it does not set the peak of the trial.
+
+    A training step keeps about 38 numbers of the width for each token and block until its
+    backward pass, an evaluation 17 for a token of the block that it is in. So a batch has the
+    tokens of the average part of a training batch once for each block, and then takes at most
+    half of the memory and at most the launches of as many forward passes. While a step holds
+    the gradient of the whole table, an evaluation holds more tokens in its place; that is what
+    spares small training batches their launches.
+
+    Args:
+        training: How the model is trained, `resolved`.
+        model: The model.
+        mean_length: Of the training sequences, as far as they are used.
+        num_sequences: How many they are.
+        num_items: V.
+    """
+    part = min(training.batch_size, num_sequences) / training.accumulation
+    tokens = int(part * mean_length) * model.num_blocks
+    if training.table_updates == "dense":
+        tokens += num_items // _ITEMS_PER_TOKEN
+    return max(1, tokens)
 
 
 def rank_metrics(counts_R: Tensor) -> dict[str, float]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from objectives import checkpoint
 from objectives.config import TrainingConfig, TrialConfig
-from objectives.data import PreparedData, Sequences, Targets
-from objectives.data.sequences import DeviceSequences, DeviceTargets
-from objectives.evaluation import evaluate
+from objectives.data import PreparedData, Targets
+from objectives.data.sequences import DeviceSequences, DeviceTargets, stays_on_host
+from objectives.evaluation import batch_tokens, evaluate
 from objectives.losses import build_loss
 from objectives.memory import MemoryMeter, least_table_memory, measured_memory
 from objectives.training import NonFiniteLoss, Trainer
@@ -25,12 +25,6 @@ from objectives.trial import (
     TrialContext,
     TrialResult,
 )
-
-_LARGEST_SHARE_OF_DATA = 1 / 16
-"""Sequences that would take more of the budget stay on the host."""
-_ITEMS_PER_TOKEN = 32
-"""Items whose gradients in the table take more than a token takes in an evaluation, which is about
-17 numbers of its width (counted with tracked memory, any architecture and feed-forward layer)."""
 
 
 @dataclass
@@ -57,11 +51,6 @@ class _Progress:
         """Peak memory, that of earlier tries included."""
         earlier = self.history[-1]["memory/peak_bytes"] if self.history else 0
         return max(int(earlier), memory.peak)
-
-
-def _is_large(sequences: Sequences, budget: int) -> bool:
-    data_bytes = sequences.items.nbytes + sequences.offsets.nbytes
-    return data_bytes > _LARGEST_SHARE_OF_DATA * budget
 
 
 @contextmanager
@@ -191,13 +180,13 @@ class SequentialObjective:
         with self.device:
             model = config.build_model(self.data.num_items)
         train = self.data.train
-        on_host = _is_large(train, budget)
+        on_host = stays_on_host(train.items.nbytes + train.offsets.nbytes, budget)
         sequences = DeviceSequences(train, self.device, on_host=on_host)
         loss = build_loss(config.loss, seed, model.outputs.sink)
         return Trainer(model, loss, sequences, config.training, seed)
 
     def _targets(self, targets: Targets, budget: int) -> DeviceTargets:
-        on_host = _is_large(targets.inputs, budget)
+        on_host = stays_on_host(targets.inputs.items.nbytes + targets.items.nbytes, budget)
         return DeviceTargets(targets, self.device, on_host=on_host)
 
     def _train_epoch(self, trainer: Trainer, epoch: int, memory: MemoryMeter) -> float:
@@ -213,27 +202,15 @@ class SequentialObjective:
             trainer.encoder(),
             trainer.model.outputs.weight.detach(),
             targets,
-            batch_tokens=self._evaluation_tokens(trainer),
+            batch_tokens=batch_tokens(
+                trainer.config,
+                trainer.model.config,
+                np.minimum(self.data.train.lengths, trainer.model.config.max_length).mean(),
+                len(self.data.train),
+                self.data.num_items,
+            ),
             max_length=trainer.model.config.max_length,
             masked=not trainer.model.causal,
             lists=lists,
         )
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
-
-    def _evaluation_tokens(self, trainer: Trainer) -> int:
-        """Tokens of an evaluation batch: so many that it does not set the peak of the trial.
-
-        A training step keeps about 38 numbers of the width for each token and block until its
-        backward pass, an evaluation 17 for a token of the block that it is in. So a batch has the
-        tokens of the average part of a training batch once for each block, and then takes at most
-        half of the memory and at most the launches of as many forward passes. While a step holds
-        the gradient of the whole table, an evaluation holds more tokens in its place; that is what
-        spares small training batches their launches.
-        """
-        config, model = trainer.config, trainer.model
-        mean = np.minimum(self.data.train.lengths, model.config.max_length).mean()
-        part = min(config.batch_size, len(self.data.train)) / config.accumulation
-        tokens = int(part * mean) * model.config.num_blocks
-        if config.table_updates == "dense":
-            tokens += len(model.outputs.weight) // _ITEMS_PER_TOKEN
-        return max(1, tokens)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.gpu import on_gpu
 from models.blocks import Block
 from models.transformer import Transformer
 from objectives.capture import CapturedStep, GraphMemory
 from objectives.config import TrainingConfig
-from objectives.data.batches import Plan, Shape, TrainingBatches
+from objectives.data.batch_sizes import Shape
+from objectives.data.batches import Plan, TrainingBatches
 from objectives.data.sequences import DeviceSequences, TargetBatch
 from objectives.losses import Loss
 from objectives.optimization import Optimization
@@ -65,7 +67,7 @@ class Trainer:
             max_length=model.max_length,
             mask_share=None if self.model.causal else model.mask_share,
             generator=self._order,
-            fixed_sizes=self.device.type == "cuda",
+            fixed_sizes=on_gpu(self.device),
         )
         num_steps = self.config.max_epochs * len(self.batches)
         self.optimization = Optimization(self.model, self.config, num_steps)
@@ -182,6 +184,6 @@ class Trainer:
         return nullcontext() if self._graphs is None else self._graphs.lent()
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.device.type == "cuda":
-            return torch.autocast("cuda", dtype=torch.bfloat16)
+        if on_gpu(self.device):
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()

@@ -23,31 +23,13 @@ from torch import Tensor
 
 from models.bert4rec import MASK
 from models.packing import Packing
+from objectives.data.batch_sizes import FixedSizes, Shape
 from objectives.data.sequences import DeviceSequences
 
 NO_TARGET = -100
 """The target of a row that predicts nothing."""
 
-_FILLED_SHARE = 0.02
-"""About this share of the tokens are fillers where sizes are fixed."""
-
 _Integers = NDArray[np.int64]
-
-
-class Shape(NamedTuple):
-    """The sizes of a part of a batch.
-
-    Attributes:
-        num_sequences: B; where sizes are fixed, some may be empty.
-        num_tokens: T.
-        num_rows: N.
-        longest: Tokens of a sequence at most.
-    """
-
-    num_sequences: int
-    num_tokens: int
-    num_rows: int
-    longest: int
 
 
 class Plan(NamedTuple):
@@ -122,20 +104,15 @@ class TrainingBatches:
         self._ahead = 1 if mask_share is None else 0
         self._lengths_S = np.clip(sequences.lengths_S - self._ahead, 0, max_length)
         self._num_batches = -(-len(sequences) // batch_size)
-        self._fixed_size = self._num_fillers = 0
-        self._multiple_T = self._multiple_N = 1
+        self._fixed = None
         if fixed_sizes:
-            self._fixed_size = -(-self._num_strata // parts)
-            mean_tokens = float(self._lengths_S.mean()) * self._fixed_size
-            self._multiple_T = _multiple_of(mean_tokens)
-            self._multiple_N = self._multiple_T
-            if mask_share is not None:
-                # The masks of as many tokens spread wider than a filled share of them.
-                mean_rows = mean_tokens * mask_share
-                self._multiple_N = _multiple_of(max(mean_rows, 4 * mean_rows**0.5 / _FILLED_SHARE))
-            # Parts differ by one sequence, or less than that.
-            most_filled = self._multiple_T + (max_length if parts > 1 else 0)
-            self._num_fillers = -(-most_filled // max_length)
+            self._fixed = FixedSizes.of(
+                -(-self._num_strata // parts),
+                float(self._lengths_S.mean()),
+                max_length=max_length,
+                mask_share=mask_share,
+                in_parts=parts > 1,
+            )
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -194,13 +171,8 @@ class TrainingBatches:
         plans = []
         for part, masked_N, size, number in zip(parts, masks, sizes, num_predictions, strict=True):
             shape = Shape(len(part), size, number, int(self._lengths_S[part].max(initial=0)))
-            if self._fixed_size:
-                shape = Shape(
-                    self._fixed_size,
-                    _rounded_up(max(sizes), self._multiple_T),
-                    _rounded_up(max(num_predictions), self._multiple_N),
-                    self._max_length,
-                )
+            if self._fixed is not None:
+                shape = self._fixed.shape(max(sizes), max(num_predictions), self._max_length)
             heads = np.array([sum(num_predictions), number])
             numbers = np.concatenate([heads, *self._numbers(part, masked_N, shape)])
             plans.append(Plan(shape, numbers, size, number))
@@ -211,7 +183,7 @@ class TrainingBatches:
     ) -> list[_Integers]:
         lengths_B = self._lengths_S[rows_B]
         missing = shape.num_sequences - len(rows_B)
-        fillers = shape.num_tokens - lengths_B.sum() - np.arange(self._num_fillers) * shape.longest
+        fillers = shape.num_tokens - lengths_B.sum() - np.arange(shape.num_fillers) * shape.longest
         lengths_P = np.concatenate(
             [lengths_B, np.zeros(missing, np.int64), fillers.clip(0, shape.longest)]
         )
@@ -256,9 +228,9 @@ class TrainingBatches:
             [
                 2,
                 shape.num_sequences,
-                shape.num_sequences + self._num_fillers + 1,
+                shape.num_sequences + shape.num_fillers + 1,
                 num_masked,
-                len(numbers) - 3 - 2 * shape.num_sequences - self._num_fillers - num_masked,
+                len(numbers) - 3 - 2 * shape.num_sequences - shape.num_fillers - num_masked,
             ],
         )
         packing = Packing(offsets_P1, shape.num_tokens, shape.longest)
@@ -276,7 +248,7 @@ class TrainingBatches:
         else:
             targets_N = ids_T[rows_N]
             ids_T = ids_T.index_fill(0, rows_N, MASK)
-        if self._fixed_size:
+        if self._fixed is not None:
             predicts_N = torch.arange(shape.num_rows, device=numbers.device) < head[1]
             targets_N = targets_N.where(predicts_N, NO_TARGET)
         return TrainingBatch(ids_T, packing, rows_N, targets_N, head[0])
@@ -286,22 +258,9 @@ class TrainingBatches:
         num_sequences = len(rows_B)
         ends_B = self._sequences.offsets[rows_B + 1] - self._ahead
         firsts_B = ends_B - offsets_P1[: num_sequences + 1].diff()
-        if not self._num_fillers:
+        if len(packing) == num_sequences:
             return firsts_B[packing.sequence_T] + packing.position_T
         # All fillers are the first token, so that no other item is looked up for them.
         is_item_T = packing.sequence_T < num_sequences
         place_T = firsts_B[packing.sequence_T.clamp(max=num_sequences - 1)] + packing.position_T
         return place_T.where(is_item_T, firsts_B[0])
-
-
-def _multiple_of(mean: float) -> int:
-    """Sizes of this mean are rounded up to multiples of this; half of one is filled on average.
-
-    Not below 16: Triton's kernels are compiled anew for sizes that are no multiples of that.
-    """
-    return 1 << max(16, int(2 * _FILLED_SHARE * mean)).bit_length() - 1
-
-
-def _rounded_up(size: int, multiple: int) -> int:
-    """At least one multiple, unless every size is one."""
-    return size if multiple == 1 else max(1, -(-size // multiple)) * multiple

@@ -19,6 +19,8 @@ from objectives.data.prepare import Sequences, Targets
 
 _SEEN_ITEMS_PER_TOKEN = 16
 """Items of a history, which the ranking leaves out, that take no more memory than a token."""
+_LARGEST_SHARE = 1 / 16
+"""Data that would take more of the budget stays on the host."""
 _COUNTED_TOGETHER = 1 << 18
 """Interactions whose items are counted at a time."""
 
@@ -62,6 +64,11 @@ class DeviceSequences:
 
     def __len__(self) -> int:
         return len(self.lengths_S)
+
+
+def stays_on_host(num_bytes: int, budget: int) -> bool:
+    """Whether so much data is large beside what a trial may allocate, in bytes."""
+    return num_bytes > _LARGEST_SHARE * budget
 
 
 class DeviceTargets:

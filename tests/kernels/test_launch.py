@@ -33,9 +33,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[launch.Tiles]:
     tiles = launch.Tiles(*(TILE._replace(num_stages=number) for number in range(6)))
     table = {key(): tiles, key(block_d=256): tiles}
     monkeypatch.setattr(launch, "_table", lambda: table)
-    launch._config.cache_clear()
+    launch.config_of.cache_clear()
     yield tiles
-    launch._config.cache_clear()
+    launch.config_of.cache_clear()
 
 
 def test_a_measured_row_is_for_the_widths_of_its_block(measured: launch.Tiles) -> None:

@@ -13,7 +13,7 @@ from models.blocks import _attend_padded, attend
 from models.packing import Packing
 from objectives.config import TrialConfig
 from objectives.data import Sequences
-from objectives.data.batches import Shape
+from objectives.data.batch_sizes import Shape
 from objectives.data.sequences import DeviceSequences
 from objectives.losses import build_loss
 from objectives.training import Trainer

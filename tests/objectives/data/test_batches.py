@@ -103,7 +103,7 @@ def test_fillers_are_the_first_item_and_see_no_others(sequences_of: MakeSequence
     batches = make(sequences_of(LISTS), batch_size=6, max_length=7, fixed_sizes=True)
     (plan,) = batches.plans(np.array([1, 0, 2]))
     batch = assembled(batches, plan)
-    assert plan.shape == (6, 16, 16, 7)
+    assert plan.shape == (6, 16, 16, 7, 3)
     assert batch.ids_T.tolist() == [3, 4, 5, 6, 1, 8, 9] + [3] * 9
     assert batch.targets_N.tolist() == [4, 5, 6, 7, 2, 9, 10] + [NO_TARGET] * 9
     # Three sequences, three that are missing, and fillers of at most seven tokens.

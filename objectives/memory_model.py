@@ -1,0 +1,214 @@
+"""Predicts the peak memory of a trial on a GPU, without one.
+
+Shapes: T tokens, V items, D width.
+
+The allocations of two training steps and an evaluation are traced (`objectives.memory_trace`) once
+for every structure of a trial; batch size, length, negatives and catalogue are then put into the
+trace's dimensions. Added are the data, and what libraries hold.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from kernels.gpu import Gpu
+from kernels.launch import config_of, for_group
+from objectives.config import TrialConfig
+from objectives.data import PreparedData
+from objectives.data.batch_sizes import Lengths, Shape
+from objectives.data.sequences import stays_on_host
+from objectives.evaluation import batch_tokens
+from objectives.memory_trace import Sizes, Timeline, trace
+
+ALIGNMENT = 512
+"""Bytes; the caching allocator gives out multiples of it."""
+WORKSPACES = 2 * (2 * (4 << 20) + 8 * (16 << 10))
+"""Bytes that cuBLAS holds: `:4096:2:16:8` for the thread of forward passes and for that of
+backward passes."""
+_LIST_BYTES = 80 << 20
+"""Bytes that lists of the best items take at most, beside the model."""
+
+_MOST_CLAIMS = 0x7FFF_FFFF
+_MARKED_SPLITS = 13
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What the memory of a trial depends on, of its data.
+
+    Attributes:
+        num_items: V.
+        lengths: Of the training sequences.
+        histories: Of the histories that evaluations are made of.
+        train_bytes: Bytes of the training sequences.
+        target_bytes: Bytes of the larger of the two other splits.
+    """
+
+    num_items: int
+    lengths: Lengths
+    histories: Lengths
+    train_bytes: int
+    target_bytes: int
+
+    @staticmethod
+    def of(data: PreparedData) -> "DataShape":
+        """That of a prepared data set."""
+        splits = data.validation, data.test
+        return DataShape(
+            data.num_items,
+            Lengths(data.train.lengths),
+            Lengths(np.concatenate([split.inputs.lengths for split in splits])),
+            data.train.items.nbytes + data.train.offsets.nbytes,
+            max(split.inputs.items.nbytes + split.items.nbytes for split in splits),
+        )
+
+    @staticmethod
+    def of_length(num_items: int, num_users: int, mean_length: int) -> "DataShape":
+        """Every user has that many items."""
+        lengths = Lengths(np.full(num_users, mean_length, dtype=np.int64))
+        data_bytes = num_users * (4 * mean_length + 8)
+        return DataShape(num_items, lengths, lengths, data_bytes, data_bytes)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """A predicted peak.
+
+    Attributes:
+        parts: Bytes of parameters, activations, gradients and so on when all together have most.
+    """
+
+    parts: Mapping[str, int]
+
+    @cached_property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+class MemoryModel:
+    """Predicts the peaks of trials on one data set and one kind of card."""
+
+    def __init__(self, data: DataShape, gpu: Gpu) -> None:
+        self.data = data
+        self.gpu = gpu
+        self._timelines: dict[tuple[str, bool | Sizes], Timeline] = {}
+
+    def predict(self, config: TrialConfig, budget: int) -> MemoryEstimate:
+        """The peak of a trial; a structure that is new is traced first, in about a second.
+
+        Args:
+            config: The trial.
+            budget: Bytes that it may allocate: data that is large beside them stays on the host.
+        """
+        config = config.resolved(self.data.num_items)
+        sizes = self._sizes(config)
+        if config.loss.loss == "cce-" and (
+            config.loss.group_size == 1 or config.training.arithmetic == "deterministic"
+        ):
+            # What these run depends on the sizes.
+            return self.traced(config, budget)
+        names = sizes.named(config, self.gpu)
+        few = names["G"] * names["K"] <= min(4 * names["V"], _MOST_CLAIMS)
+        claims = config.training.by_rows or few
+        key = _structure(config), claims
+        if key not in self._timelines:
+            marked, gpu = _marked(config, claims, self.gpu)
+            events = trace(config, marked, gpu)
+            self._timelines[key] = Timeline(events, marked.named(config, gpu))
+        return self._estimate(self._timelines[key].at(names, ALIGNMENT), budget)
+
+    def traced(self, config: TrialConfig, budget: int) -> MemoryEstimate:
+        """The same by a trace of this very configuration."""
+        config = config.resolved(self.data.num_items)
+        sizes = self._sizes(config)
+        key = _structure(config), sizes
+        if key not in self._timelines:
+            self._timelines[key] = Timeline(trace(config, sizes, self.gpu), {})
+        return self._estimate(self._timelines[key].at({}, ALIGNMENT), budget)
+
+    def _estimate(self, parts: Mapping[str, int], budget: int) -> MemoryEstimate:
+        held = dict(parts)
+        data = [
+            size
+            for size in (self.data.train_bytes, self.data.target_bytes)
+            if not stays_on_host(size, budget)
+        ]
+        held["data"] = held.get("data", 0) + sum(data)
+        held["libraries"] = WORKSPACES
+        kept = {name: held.get(name, 0) for name in ("parameters", "optimizer", "data")}
+        with_lists = {**kept, "libraries": WORKSPACES, "evaluation": _LIST_BYTES}
+        return max(MemoryEstimate(held), MemoryEstimate(with_lists), key=lambda each: each.peak)
+
+    def _sizes(self, config: TrialConfig) -> Sizes:
+        model, training, data = config.model, config.training, self.data
+        is_masked = model.architecture == "bert4rec"
+        shape = data.lengths.largest_shape(
+            batch_size=training.batch_size,
+            parts=training.accumulation,
+            max_length=model.max_length,
+            mask_share=model.mask_share if is_masked else None,
+        )
+        tokens = batch_tokens(
+            training,
+            model,
+            data.lengths.mean(0, model.max_length),
+            len(data.lengths),
+            data.num_items,
+        )
+        mean = data.histories.mean(0, model.max_length)
+        share = min(1.0, tokens / (mean * len(data.histories)))
+        histories = max(1, int(share * len(data.histories)))
+        seen = int(histories * data.histories.mean(0, 1 << 40))
+        return Sizes(
+            data.num_items,
+            config.loss.negatives,
+            shape,
+            (max(1, int(histories * mean)), histories, max(1, seen)),
+        )
+
+
+def _structure(config: TrialConfig) -> str:
+    """What a trace holds for: the configuration without the sizes that it is given."""
+    training = config.training.model_copy(
+        update={
+            "batch_size": 1,
+            "learning_rate": 1.0,
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "warmup": 0.0,
+            "max_epochs": 1,
+            "patience": 1,
+            "clip_norm": float(config.training.clip_norm > 0),
+        }
+    )
+    model = config.model.model_copy(update={"max_length": 1, "table_scale": 1.0})
+    model = model.model_copy(update={"dropout": 0.5 * (config.model.dropout > 0)})
+    loss = config.loss.model_copy(update={"negatives": 1})
+    parts = {"training": training, "model": model, "loss": loss}
+    return config.model_copy(update=parts).model_dump_json()
+
+
+def _marked(config: TrialConfig, claims: bool, gpu: Gpu) -> tuple[Sizes, Gpu]:
+    """Sizes that dimensions are known by; claims: see `kernels.triton_plan.Plan`."""
+    num_items, num_tokens = 2_000_000_011, 1_000_003
+    num_rows = 700_001 if config.model.architecture == "bert4rec" else num_tokens
+    # More draws than items can be claimed; or so few that those of all parts are fewer than items.
+    num_groups = -(-num_rows // config.loss.group_size)
+    draws = _MOST_CLAIMS // (4 * config.training.accumulation) if claims else 2 * _MOST_CLAIMS
+    negatives = draws // num_groups + 7
+    shape = Shape(1_013, num_tokens, num_rows, 50_021, 24)
+    sizes = Sizes(num_items, negatives, shape, (1_500_007, 310_019, 1_800_017))
+    # So many cards' worth of programs that the rows are cut into this many parts.
+    width, table_dtype = config.model.width, getattr(torch, config.training.table_dtype)
+    is_full = config.loss.loss == "cce"
+    kernel = "catalogue" if is_full else "forward"
+    launch = config_of(gpu, torch.bfloat16, table_dtype, width, kernel)
+    group_size = num_rows if is_full else config.loss.group_size
+    rows = for_group(launch.forward, group_size).block_r
+    programs = (1 if is_full else num_groups) * -(-group_size // rows)
+    programs *= -(-width // launch.block_d)
+    return sizes, gpu._replace(num_sms=-(-_MARKED_SPLITS * programs // 2))

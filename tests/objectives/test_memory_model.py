@@ -1,0 +1,114 @@
+"""Predicted peaks: those of a structure's trace against a trace of each configuration."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.gpu import Gpu, on_gpu
+from objectives.config import TrialConfig
+from objectives.data.batch_sizes import Lengths
+from objectives.memory_model import DataShape, MemoryModel
+
+pytest.importorskip("triton")
+
+H200 = Gpu(capability=9, num_sms=132)
+BUDGET = 40 << 30
+
+
+def data_of(num_items: int = 50_000, num_users: int = 20_000) -> DataShape:
+    lengths = np.random.default_rng(0).lognormal(3.5, 1, num_users).astype(np.int64).clip(2)
+    size = 4 * int(lengths.sum())
+    return DataShape(num_items, Lengths(lengths), Lengths(lengths[:5000]), size, size // 4)
+
+
+def config(**settings: Any) -> TrialConfig:
+    usual = {"batch_size": 256, "max_length": 100, "num_heads": 2, "width": 128}
+    return TrialConfig.from_flat(usual | settings)
+
+
+@pytest.mark.parametrize(
+    ("num_items", "settings"),
+    [
+        (50_000, {}),
+        (3_000, {"negatives": 8192, "output_table": "separate", "clip_norm": 1.0}),
+        (50_000, {"architecture": "bert4rec", "num_blocks": 1, "accumulation": 2}),
+        (50_000, {"activations": "recomputed", "norm": "post", "positions": "rotary"}),
+        (3_000_000, {"feed_forward": "swiglu", "group_size": 32}),
+        (3_000_000, {"table_dtype": "bfloat16", "output_table": "separate"}),
+        (3_000_000, {"table_updates": "adagrad", "accumulation": 3, "clip_norm": 1.0}),
+        (50_000, {"loss": "cce", "batch_size": 2048}),
+    ],
+)
+def test_the_trace_of_a_structure_holds_for_all_sizes(
+    num_items: int, settings: dict[str, Any]
+) -> None:
+    model = MemoryModel(data_of(num_items), H200)
+    found = model.predict(config(**settings), BUDGET)
+    expected = model.traced(config(**settings), BUDGET)
+    assert found.peak == pytest.approx(expected.peak, rel=1e-3)
+    assert found.parts.keys() == expected.parts.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("batch_size", [16, 60, 128, 512, 2048]),
+        ("max_length", [10, 50, 120, 400]),
+        ("negatives", [64, 500, 1024, 5000]),
+        ("width", [32, 64, 128, 256]),
+        ("num_blocks", [1, 2, 4]),
+    ],
+)
+def test_more_of_anything_takes_no_less(name: str, values: list[int]) -> None:
+    model = MemoryModel(data_of(), H200)
+    peaks = [
+        model.predict(config(table_updates="adam", **{name: value}), BUDGET).peak
+        for value in values
+    ]
+    # Fillers are a few per cent of the tokens, by which more sequences may have fewer.
+    assert all(more > 0.97 * less for less, more in itertools.pairwise(peaks))
+    assert peaks[-1] > peaks[0]
+
+
+def test_a_larger_catalogue_takes_more() -> None:
+    peaks = [
+        MemoryModel(data_of(num_items), H200).predict(config(), BUDGET).peak
+        for num_items in (1_000, 300_000, 500_000)
+    ]
+    assert peaks == sorted(peaks)
+    # A dense table: weights, two moments, and the gradients of the loss and of the lookups.
+    assert peaks[2] - peaks[1] == pytest.approx(200_000 * 128 * 4 * 5, rel=0.02)
+
+
+def test_what_a_card_has_measured_is_predicted() -> None:
+    # `benchmarks.table` on an H200 (results/table.csv, b758a14+), whose cuBLAS workspaces were of
+    # 32.1 MiB each, without a configuration.
+    workspaces = 2 * 32.1 * 2**20 - 2 * 8.125 * 2**20
+    lengths = Lengths(np.full(6400, 257))
+    model = MemoryModel(DataShape(5_000_000, lengths, lengths, 6400 * 257 * 4, 0), H200)
+    for settings, measured in (
+        ({"table_updates": "dense"}, 12_931_591_680),
+        ({"table_updates": "adagrad"}, 3_203_677_696),
+        ({"table_updates": "adagrad", "table_dtype": "bfloat16"}, 1_923_055_104),
+    ):
+        shape: dict[str, Any] = {"batch_size": 128, "max_length": 256, "negatives": 511}
+        found = model.predict(config(num_heads=1, **shape, **settings), 100 << 30)
+        assert found.peak + workspaces == pytest.approx(measured, rel=0.03)
+
+
+def test_data_that_stay_on_the_host_are_not_counted() -> None:
+    model = MemoryModel(data_of(), H200)
+    near = model.predict(config(), BUDGET)
+    far = model.predict(config(), model.data.train_bytes)
+    assert near.peak - far.peak == model.data.train_bytes + model.data.target_bytes
+
+
+def test_a_prediction_leaves_nothing_behind() -> None:
+    state = torch.get_rng_state()
+    MemoryModel(data_of(), H200).predict(config(), BUDGET)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not on_gpu(torch.device("cpu"))
+    assert torch.ones(2).sum() == 2
