@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ from objectives.errors import UserError
 from objectives.sequential import SequentialObjective
 from study.budget import check_floor, constraint, format_bytes, resolve_budget
 from study.space import build_space
+from study.spec import Share, parse_budget
 
 CPU = torch.device("cpu")
 
@@ -34,6 +36,27 @@ def test_default_and_largest_budget_without_a_gpu() -> None:
     assert resolve_budget(2**20, CPU) == 2**20
     with pytest.raises(UserError, match="the machine has"):
         resolve_budget(total + 1, CPU)
+
+
+def test_a_share_is_that_of_the_machine_without_a_gpu() -> None:
+    total = psutil.virtual_memory().total
+    assert resolve_budget(Share(1.0), CPU) == total
+    assert resolve_budget(Share(0.25), CPU) == total // 4
+
+
+def test_a_card_is_named_where_it_has_less_than_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Tiny")
+    cuda = torch.device("cuda", 0)
+    assert resolve_budget(None, cuda) == int(0.9 * 8 * 2**30)
+    assert resolve_budget(Share(0.5), cuda) == 4 * 2**30
+    with pytest.raises(UserError) as caught:
+        resolve_budget(parse_budget("24GiB"), cuda)
+    for words in ("24.00 GiB", "NVIDIA Tiny", "8.00 GiB"):
+        assert words in str(caught.value)
 
 
 def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv: Path) -> None:
