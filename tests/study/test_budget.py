@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -5,11 +6,12 @@ import psutil
 import pytest
 import torch
 
+from objectives import card
 from objectives.config import ColumnsConfig, DataConfig
 from objectives.data import prepare
 from objectives.errors import UserError
 from objectives.sequential import SequentialObjective
-from study.budget import check_floor, constraint, format_bytes, resolve_budget
+from study.budget import check_floor, constraint, format_bytes, resolve_budget, total_memory
 from study.space import build_space
 from study.spec import Share, parse_budget
 
@@ -70,6 +72,19 @@ def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv
         check_floor(objective, space, needed - 1, CPU)
     assert format_bytes(needed) in str(caught.value)
     assert "width 8" in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_floor_is_measured_beside_another_process(
+    holder: subprocess.Popen[str], tiny_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "WAIT_SECONDS", 0.0)
+    cuda = torch.device("cuda", 0)
+    data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
+    space = build_space({}, data.num_items, len(data.train))
+    check_floor(SequentialObjective(data, cuda), space, total_memory(cuda), cuda)
+    assert holder.poll() is None
 
 
 def test_a_table_beyond_the_budget_is_not_even_probed(
