@@ -179,7 +179,7 @@ def _train(job: Job, processes: int, results: Connection) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     device = choose_device("auto")
     config = TrialConfig.from_flat({**job.setting, **_SETTINGS[job.loss]})
-    context = _Context(job.seed, resolve_budget(None, device))
+    context = _Context(job.seed, resolve_budget(None, device) // processes)
     results.send(SequentialObjective(prepare(job.data), device)(config, context))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from objectives import card
 from objectives.config import TrialConfig
 from objectives.trial import InfeasibleTrial, MachineFault, MemorySource
 
@@ -70,18 +71,22 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
     With CUDA the caching allocator enforces and counts. Elsewhere every tensor that an operator
     returns is tracked until its storage is freed; what operators use inside is not seen.
 
+    While other processes hold memory of the card that the budget needs, the block waits to begin.
+
     Args:
         device: Where the block computes.
         budget: Bytes.
 
     Raises:
         InfeasibleTrial: The block ran out of memory at its budget.
-        MachineFault: It ran out of memory before, because something else holds the card's.
+        MachineFault: Other processes hold the card's memory: they did not give it back in
+            `objectives.card.WAIT_SECONDS`, or the block ran out of memory before its budget.
     """
     gc.collect()
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
+        card.wait_for_memory(device, budget)
         torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), device)
         torch.cuda.reset_peak_memory_stats(device)
         meter = MemoryMeter(
@@ -92,12 +97,8 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
         try:
             yield meter
         except torch.OutOfMemoryError as error:
-            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-            if free < budget:
-                raise MachineFault(
-                    f"{device} has {free} bytes left for this process, less than the budget of "
-                    f"{budget}: something else holds its memory"
-                ) from error
+            if missing := card.missing_memory(device, budget):
+                raise MachineFault(missing) from error
             raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
         return
     tracker = _AllocationTracker(budget)

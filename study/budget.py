@@ -6,14 +6,15 @@ import psutil
 
 from objectives.errors import UserError
 from objectives.trial import InfeasibleTrial
+from study.cards import SHARE_OF_CARD
 from study.space import Space
+from study.spec import Share
 
 if TYPE_CHECKING:
     import torch
 
     from objectives.sequential import SequentialObjective
 
-_SHARE_OF_CARD = 0.9
 _SHARE_OF_MACHINE = 0.5
 
 CONSTRAINT = "memory"
@@ -35,22 +36,31 @@ def total_memory(device: "torch.device") -> int:
     return int(psutil.virtual_memory().total)
 
 
-def resolve_budget(asked: int | None, device: "torch.device") -> int:
-    """The budget in bytes.
+def resolve_budget(asked: int | Share | None, device: "torch.device") -> int:
+    """The budget in bytes: as asked, a share of the device's memory, or the default share of it.
 
     Raises:
         UserError: There is not so much memory.
     """
-    total = total_memory(device)
-    owner = "card" if device.type == "cuda" else "machine"
     if asked is None:
-        return int(total * (_SHARE_OF_CARD if device.type == "cuda" else _SHARE_OF_MACHINE))
+        asked = Share(SHARE_OF_CARD if device.type == "cuda" else _SHARE_OF_MACHINE)
+    total = total_memory(device)
+    if isinstance(asked, Share):
+        return asked.of(total)
     if asked > total:
         raise UserError(
-            f"--memory-budget {format_bytes(asked)}: the {owner} has {format_bytes(total)}; ask "
-            "for no more than that"
+            f"--memory-budget {format_bytes(asked)}: the {_owner(device)} has "
+            f"{format_bytes(total)}; ask for no more than that"
         )
     return asked
+
+
+def _owner(device: "torch.device") -> str:
+    if device.type != "cuda":
+        return "machine"
+    import torch
+
+    return f"card ({torch.cuda.get_device_name(device)})"
 
 
 def check_floor(
@@ -61,12 +71,18 @@ def check_floor(
     Raises:
         UserError: The budget is below what the smallest configuration needs.
     """
+    room = total_memory(device)
+    if device.type == "cuda":
+        from objectives.card import available_memory
+
+        # More would be waited for, and the smallest configuration may do with less.
+        room = available_memory(device)
     floors = []
     for smallest in space.smallest():
         shown = ", ".join(f"{name} {smallest.flat()[name]}" for name in space.open)
         try:
             objective.check_tables(smallest, budget)
-            floors.append((objective.probe(smallest, total_memory(device)), shown))
+            floors.append((objective.probe(smallest, room), shown))
         except InfeasibleTrial as error:
             floors.append((error.peak_bytes, shown))
     peak, shown = min(floors)

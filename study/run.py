@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,8 +202,11 @@ def _open_study(
         storage = connect(storage_url)
         ledger = Ledger.open(storage, name)
         if ledger is not None:
-            if spec.memory_budget is None:  # the default may differ a little after a reboot
-                budget = ledger.identity["memory_budget"]
+            stored = ledger.identity["memory_budget"]
+            is_share = not isinstance(spec.memory_budget, int)
+            # A share may differ a little after a reboot.
+            if spec.memory_budget is None or (is_share and isclose(budget, stored, rel_tol=1e-3)):
+                budget = stored
             asked = _identity(spec, objective.data, space, objective.device, budget)
             _refuse_difference(name, ledger.identity, asked)
             _make_folder(spec.output_dir / name)

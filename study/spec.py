@@ -8,14 +8,23 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+)
 
 from objectives.config import SETTINGS, ColumnsConfig, DataConfig
 from objectives.errors import UserError
+from study.cards import SHARE_OF_CARD, card_memory
 
 _FOREIGN_VARIABLES = {"storage": "OPTUNA_STORAGE", "tracking_uri": "MLFLOW_TRACKING_URI"}
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -28,11 +37,48 @@ def _parse_duration(value: Any) -> Any:
     return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
 
 
-def _parse_bytes(value: Any) -> Any:
+@dataclass(frozen=True)
+class Share:
+    """A budget that is a share of the memory of the card, or of the machine without one.
+
+    Attributes:
+        fraction: Above 0, at most 1.
+    """
+
+    fraction: float
+
+    def of(self, total: int) -> int:
+        """Bytes of so many."""
+        return int(self.fraction * total)
+
+
+def parse_budget(value: Any) -> int | Share:
+    """A memory budget as people write it: bytes, or a share of a card that is yet to be known.
+
+    Args:
+        value: A size such as `24GiB` or `24GB`, a share such as `90%`, or a card's name such as
+            `A100-40GB`, which stands for what a study takes of that card by default.
+
+    Raises:
+        ValueError: It is none of these, or nothing, or more than the whole.
+    """
+    text = str(value).strip()
+    if text[:1].isalpha():
+        return Share(SHARE_OF_CARD).of(card_memory(text))
+    if share := re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\s*%", text):
+        percent = float(share[1])
+        if not 0 < percent <= 100:
+            raise ValueError("a share is greater than 0% and at most 100%")
+        return Share(percent / 100)
     try:
-        return ByteSize._validate(value, None)  # type: ignore[arg-type]
+        size = int(ByteSize._validate(text.removeprefix("-"), None))  # type: ignore[arg-type]
     except Exception:
-        raise ValueError("write a size such as 6GiB or 800MiB") from None
+        raise ValueError(
+            "write a size such as 6GiB or 800MiB, a share such as 90%, or a card such as A100-40GB"
+        ) from None
+    if size == 0 or text.startswith("-"):
+        raise ValueError("must be greater than 0; write a size such as 6GiB or 800MiB")
+    return size
 
 
 class StudySpec(DataConfig):
@@ -52,11 +98,11 @@ class StudySpec(DataConfig):
     timeout: Annotated[timedelta, BeforeValidator(_parse_duration)] | None = Field(
         None, description="start no further trial after this long, such as 90s, 30m or 2h"
     )
-    memory_budget: Annotated[ByteSize, BeforeValidator(_parse_bytes)] | None = Field(
+    memory_budget: Annotated[int | Share, PlainValidator(parse_budget)] | None = Field(
         None,
-        gt=0,
-        description="what a trial may allocate, such as 6GiB (default: 90 %% of the card, or half "
-        "of the machine's memory without one)",
+        description="what a trial may allocate: a size such as 6GiB; a share such as 90%% of the "
+        "card, or of the machine's memory without one; or a card such as A100-40GB, for 90%% of "
+        "its memory (default: 90%% of the card, or half of the machine's memory without one)",
     )
     seed: int = Field(
         0, ge=0, lt=2**31, description="seeds the sampler and, with its number, a trial"
@@ -141,7 +187,7 @@ _METAVARS = {
     "study": "NAME",
     "n_trials": "N",
     "timeout": "TIME",
-    "memory_budget": "SIZE",
+    "memory_budget": "SIZE|SHARE|CARD",
     "seed": "N",
     "device": "DEVICE",
     "output_dir": "FOLDER",

@@ -1,5 +1,9 @@
 """What only a card can show: `pytest -m gpu` on a machine that has one."""
 
+import gc
+import logging
+import subprocess
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,12 +15,13 @@ import torch
 
 from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, target_ranks, top_k
 from kernels.candidates import Draws, draw
+from objectives import card
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceTargets
 from objectives.memory import least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
-from objectives.trial import InfeasibleTrial
+from objectives.trial import InfeasibleTrial, MachineFault
 
 pytestmark = [
     pytest.mark.gpu,
@@ -175,6 +180,63 @@ def test_a_trial_over_its_budget_is_infeasible_and_the_next_is_not(data: Prepare
         objective(config, Context(32 << 20))
     assert caught.value.peak_bytes >= 32 << 20
     assert objective(config, Context(4 << 30)).peak_memory > 32 << 20
+
+
+def test_two_hundred_trials_leave_no_memory_behind(data: PreparedData) -> None:
+    small = {"width": 16, "num_blocks": 1, "num_heads": 1, "max_length": 8, "negatives": 16}
+    fits = TrialConfig.from_flat({"batch_size": 250, "max_epochs": 1} | small)
+    does_not = TrialConfig.from_flat({"batch_size": 500, "max_epochs": 1})
+    objective = SequentialObjective(data, CUDA)
+
+    def allocated_after(number: int) -> int:
+        if number % 4 == 3:
+            with pytest.raises(InfeasibleTrial, match="out-of-memory"):
+                objective(does_not, Context(32 << 20))
+        else:
+            objective(fits, Context(1 << 30))
+        gc.collect()  # as the next trial does before it begins
+        return torch.cuda.memory_allocated(CUDA)
+
+    for number in range(4):  # libraries keep their workspaces
+        first = allocated_after(number)
+    for number in range(200):
+        assert abs(allocated_after(number) - first) <= 1 << 20, f"after trial {number}"
+
+
+def test_a_trial_waits_until_another_process_has_given_its_memory_back(
+    holder: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(card, "_POLL_SECONDS", 0.1)
+    budget = int(0.8 * torch.cuda.get_device_properties(CUDA).total_memory)
+    assert holder.stdin is not None
+    end_of_holder = threading.Timer(2.0, holder.stdin.close)
+    end_of_holder.start()
+    with caplog.at_level(logging.WARNING), measured_memory(CUDA, budget):
+        available = card.available_memory(CUDA)
+    end_of_holder.join()
+    assert available >= budget
+    said = [record.getMessage() for record in caplog.records if record.name == card.__name__]
+    assert len(said) == 1
+    assert "waiting for it" in said[0]
+
+
+def test_a_process_that_stays_fails_the_machine_and_is_named(
+    holder: subprocess.Popen[str], data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(card, "WAIT_SECONDS", 0.5)
+    properties = torch.cuda.get_device_properties(CUDA)
+    budget = int(0.8 * properties.total_memory)
+    config = TrialConfig.from_flat({"batch_size": 64, "max_epochs": 1})
+    objective = SequentialObjective(data, CUDA)
+    with pytest.raises(MachineFault, match="left for this process") as caught:
+        objective(config, Context(budget))
+    assert objective(config, Context(1 << 30)).peak_memory > 0, "what fits beside it does not wait"
+    if not card.other_processes(str(properties.uuid)):
+        pytest.skip("NVML does not list the processes here")
+    assert f"process {holder.pid} (python" in str(caught.value)
 
 
 def test_it_does_not_matter_where_the_histories_are(data: PreparedData) -> None:

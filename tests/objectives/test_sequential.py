@@ -1,3 +1,4 @@
+import gc
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.errors import UserError
 from objectives.evaluation import CUTOFFS
-from objectives.memory import least_table_memory, measured_memory
+from objectives.memory import _AllocationTracker, least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
 from objectives.training import Trainer
 from objectives.trial import QUALITY, DivergedTrial, InfeasibleTrial, TrialContext
@@ -357,6 +358,22 @@ def test_tables_beyond_the_budget_are_not_allocated(
         assert memory.peak == 0
         assert (caught.value.peak_bytes, caught.value.source) == (needed, "predicted")
         assert str(needed) in str(caught.value)
+
+
+def test_trials_leave_no_memory_behind(cycle: PreparedData, make_context: MakeContext) -> None:
+    objective = SequentialObjective(cycle, CPU)
+    settings = config(max_epochs=1)
+    too_little = int(0.9 * objective(settings, make_context()).peak_memory)
+    allocated = []
+    with _AllocationTracker(1 << 40) as tracker:
+        for _ in range(10):
+            objective(settings, make_context())
+            with pytest.raises(InfeasibleTrial, match="out-of-memory"):
+                objective(settings, make_context(budget=too_little))
+            gc.collect()  # as the next trial does before it begins
+            allocated.append(tracker.current)
+    assert tracker.peak > 0
+    assert set(allocated) == {allocated[0]}
 
 
 def test_the_updates_that_auto_stands_for_are_those_of_a_checkpoint(

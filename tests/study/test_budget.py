@@ -1,15 +1,19 @@
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 
+from objectives import card
 from objectives.config import ColumnsConfig, DataConfig
 from objectives.data import prepare
 from objectives.errors import UserError
 from objectives.sequential import SequentialObjective
-from study.budget import check_floor, constraint, format_bytes, resolve_budget
+from study.budget import check_floor, constraint, format_bytes, resolve_budget, total_memory
 from study.space import build_space
+from study.spec import Share, parse_budget
 
 CPU = torch.device("cpu")
 
@@ -36,6 +40,27 @@ def test_default_and_largest_budget_without_a_gpu() -> None:
         resolve_budget(total + 1, CPU)
 
 
+def test_a_share_is_that_of_the_machine_without_a_gpu() -> None:
+    total = psutil.virtual_memory().total
+    assert resolve_budget(Share(1.0), CPU) == total
+    assert resolve_budget(Share(0.25), CPU) == total // 4
+
+
+def test_a_card_is_named_where_it_has_less_than_the_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Tiny")
+    cuda = torch.device("cuda", 0)
+    assert resolve_budget(None, cuda) == int(0.9 * 8 * 2**30)
+    assert resolve_budget(Share(0.5), cuda) == 4 * 2**30
+    with pytest.raises(UserError) as caught:
+        resolve_budget(parse_budget("24GiB"), cuda)
+    for words in ("24.00 GiB", "NVIDIA Tiny", "8.00 GiB"):
+        assert words in str(caught.value)
+
+
 def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv: Path) -> None:
     data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
     objective = SequentialObjective(data, CPU)
@@ -47,6 +72,19 @@ def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv
         check_floor(objective, space, needed - 1, CPU)
     assert format_bytes(needed) in str(caught.value)
     assert "width 8" in str(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_floor_is_measured_beside_another_process(
+    holder: subprocess.Popen[str], tiny_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card, "WAIT_SECONDS", 0.0)
+    cuda = torch.device("cuda", 0)
+    data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
+    space = build_space({}, data.num_items, len(data.train))
+    check_floor(SequentialObjective(data, cuda), space, total_memory(cuda), cuda)
+    assert holder.poll() is None
 
 
 def test_a_table_beyond_the_budget_is_not_even_probed(

@@ -10,8 +10,10 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 import study.run
@@ -179,6 +181,8 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
         (["--memory-budget", "0"], ("--memory-budget 0", "greater than 0")),
         (["--memory-budget", "10KiB"], ("10.0 KiB", "smallest configuration", "needs")),
         (["--memory-budget", "9000TiB"], ("the machine has",)),
+        (["--memory-budget", "0.00001%"], ("smallest configuration", "needs")),
+        (["--memory-budget", "A100"], ("--memory-budget A100", "A100-40GB or A100-80GB")),
         (["--space.negatives", "30"], ("30 items", "at most 29")),
         (["--space.batch_size", "61"], ("60 training sequences",)),
         (["--space.batch_size", "20", "10"], ("inverted", "10 20")),
@@ -209,6 +213,30 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         assert word in sentence
     assert "secret" not in sentence
     assert sorted(tiny_csv.parent.iterdir()) == before
+
+
+def test_a_share_of_the_memory_is_the_same_budget_after_a_reboot(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+
+    def run(budget: str, total: float) -> tuple[int, str]:
+        machine = SimpleNamespace(total=int(total))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+        flags = ["--data", "tiny.csv", *SMALL, "--timeout", "0s", "--memory-budget", budget]
+        return run_here(capsys, *flags)
+
+    assert run("50%", 4e9)[0] == cli.OK
+    assert run("50%", 4.001e9)[0] == cli.OK
+    for budget, total, asked in (
+        ("51%", 4e9, 2_040_000_000),
+        ("50%", 8e9, 4_000_000_000),
+        ("2000000001B", 4e9, 2_000_000_001),
+    ):
+        code, sentence = run(budget, total)
+        assert code == cli.USAGE
+        assert f"memory_budget was 2000000000, is {asked}" in sentence
+    assert run("2GB", 4e9)[0] == cli.OK
 
 
 def test_a_study_without_a_trial_that_trained_exits_with_3(tiny_csv: Path) -> None:

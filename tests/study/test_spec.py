@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from objectives.errors import UserError
-from study.spec import StudySpec, load_spec
+from study.cards import card_memory
+from study.spec import Share, StudySpec, load_spec, parse_budget
 
 
 def test_defaults() -> None:
@@ -45,10 +46,36 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("6GiB", 6 * 2**30), ("24GB", 24 * 10**9), ("800MiB", 800 * 2**20)]
+    ("text", "budget"),
+    [
+        ("6GiB", 6 * 2**30),
+        ("24GB", 24 * 10**9),
+        (" 800 mib ", 800 * 2**20),
+        ("1.5GiB", 3 * 2**29),
+        ("4096", 4096),
+        ("90%", Share(0.9)),
+        ("12.5 %", Share(0.125)),
+        ("100%", Share(1.0)),
+        ("T4", int(0.9 * card_memory("T4"))),
+        ("rtx 4090", int(0.9 * card_memory("RTX 4090"))),
+    ],
 )
-def test_sizes(text: str, count: int) -> None:
-    assert load_spec({"memory_budget": text}).memory_budget == count
+def test_budgets(
+    text: str, budget: int | Share, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse_budget(text) == budget
+    assert load_spec({"memory_budget": text}).memory_budget == budget
+    file = tmp_path / "study.toml"
+    file.write_text(f'memory_budget = "{text}"')
+    assert load_spec({}, file).memory_budget == budget
+    monkeypatch.setenv("PARETOCUT_MEMORY_BUDGET", text)
+    assert load_spec({}).memory_budget == budget
+
+
+def test_a_number_in_a_file_is_a_budget_in_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text("memory_budget = 6_000_000_000")
+    assert load_spec({}, file).memory_budget == 6 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -58,8 +85,17 @@ def test_sizes(text: str, count: int) -> None:
         ({"n_trials": "many"}, ("--n-trials many", "integer")),
         ({"timeout": "soon"}, ("--timeout soon", "30m")),
         ({"memory_budget": "6 pears"}, ("--memory-budget 6 pears", "6GiB")),
-        ({"memory_budget": "-1GiB"}, ("--memory-budget -1GiB", "6GiB")),
+        ({"memory_budget": "6 pears"}, ("90%", "A100-40GB")),
+        ({"memory_budget": "1" * 400 + "GiB"}, ("6GiB",)),
+        ({"memory_budget": "-1GiB"}, ("--memory-budget -1GiB", "greater than 0", "6GiB")),
         ({"memory_budget": "0"}, ("--memory-budget 0", "greater than 0")),
+        ({"memory_budget": "0.0GiB"}, ("--memory-budget 0.0GiB", "greater than 0")),
+        ({"memory_budget": "0%"}, ("--memory-budget 0%", "greater than 0%")),
+        ({"memory_budget": "-5%"}, ("--memory-budget -5%", "greater than 0%")),
+        ({"memory_budget": "101%"}, ("--memory-budget 101%", "at most 100%")),
+        ({"memory_budget": "A100"}, ("--memory-budget A100", "A100-40GB or A100-80GB")),
+        ({"memory_budget": "RTX 4091"}, ("--memory-budget RTX 4091", "RTX 4090", "24GiB")),
+        ({"memory_budget": "banana"}, ("--memory-budget banana", "24GiB", "90%")),
         ({"split": "random"}, ("--split random", "temporal")),
         ({"study": "a/b"}, ("--study a/b",)),
         ({"device": "tpu"}, ("--device tpu",)),
