@@ -6,7 +6,6 @@ allocates what it would allocate there, and launches nothing.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ class Gpu(NamedTuple):
     num_sms: int
 
 
-_SIMULATED: ContextVar[Gpu | None] = ContextVar("simulated", default=None)
+_simulated: list[Gpu] = []
+"""The one that is simulated, if any; what torch.compile can read."""
 
 
 def on_gpu(device: torch.device) -> bool:
@@ -35,12 +35,14 @@ def on_gpu(device: torch.device) -> bool:
 
 def is_simulated() -> bool:
     """Whether there are no numbers to look at."""
-    return _SIMULATED.get() is not None
+    return len(_simulated) > 0
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
     """The GPU that computes for this device; None for another kind of device."""
-    return _SIMULATED.get() or (_real_gpu(device) if device.type == "cuda" else None)
+    if _simulated:
+        return _simulated[-1]
+    return _real_gpu(device) if device.type == "cuda" else None
 
 
 @cache
@@ -62,11 +64,11 @@ def simulated_gpu(gpu: Gpu) -> Iterator[None]:
 
     launch = KernelInterface.__getitem__
     KernelInterface.__getitem__ = _launches_nothing
-    token = _SIMULATED.set(gpu)
+    _simulated.append(gpu)
     try:
         yield
     finally:
-        _SIMULATED.reset(token)
+        _simulated.pop()
         KernelInterface.__getitem__ = launch
 
 
