@@ -5,18 +5,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
+from kernels import target_ranks
 from objectives import checkpoint
+from objectives.card import available_memory
 from objectives.config import TrainingConfig, TrialConfig
 from objectives.data import PreparedData, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets, stays_on_host
 from objectives.evaluation import batch_tokens, evaluate
 from objectives.losses import build_loss
 from objectives.memory import MemoryMeter, least_table_memory, measured_memory
+from objectives.memory_gate import MemoryGate
 from objectives.training import NonFiniteLoss, Trainer
 from objectives.trial import (
     QUALITY,
@@ -74,15 +79,35 @@ def _arithmetic(config: TrainingConfig) -> Iterator[None]:
 class SequentialObjective:
     """Trains on one data set on one device. Follows the contract of `objectives.trial`."""
 
-    def __init__(self, data: PreparedData, device: torch.device) -> None:
+    def __init__(
+        self, data: PreparedData, device: torch.device, gate: MemoryGate | None = None
+    ) -> None:
+        """Prepares for trials; gate: predicts their peaks (default: on CUDA, that of the card)."""
         self.data = data
         self.device = device
+        if gate is None and device.type == "cuda":
+            gate = MemoryGate.of_card(data, device)
+        self._gate = gate
 
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         """Trains with early stopping, restores the best weights, and tests once."""
-        begin = time.perf_counter()
         config = config.resolved(self.data.num_items)
-        self.check_tables(config, context.memory_budget)
+        budget = context.memory_budget
+        is_near = self.check(config, budget)
+        try:
+            if is_near:
+                peak = self.probe(config, budget, room=self._room())
+                if peak > budget:
+                    raise InfeasibleTrial(peak, "probed")
+            result = self._run(config, context)
+        except InfeasibleTrial as error:
+            self._learn(config, budget, error.peak_bytes)
+            raise
+        self._learn(config, budget, result.peak_memory)
+        return result
+
+    def _run(self, config: TrialConfig, context: TrialContext) -> TrialResult:
+        begin = time.perf_counter()
         training = {**config.flat(), "seed": context.seed, "data": self.data.digest}
         path = context.checkpoint
         # Before the memory is measured: what is read is not part of a training.
@@ -152,28 +177,54 @@ class SequentialObjective:
         )
         return progress.history[-1]
 
-    def check_tables(self, config: TrialConfig, budget: int) -> None:
-        """Allocates nothing.
+    def check(self, config: TrialConfig, budget: int) -> bool:
+        """Whether the configuration is predicted to be near the budget; allocates nothing.
 
         Raises:
-            InfeasibleTrial: The item tables alone exceed the budget.
+            InfeasibleTrial: It is predicted to exceed the budget: its item tables alone do or, on
+                a GPU, all that it needs.
         """
         needed = least_table_memory(config, self.data.num_items)
         if needed > budget:
             raise InfeasibleTrial(needed, "predicted")
+        return self._gate is not None and self._gate.check(config, budget)
 
-    def probe(self, config: TrialConfig, budget: int) -> int:
-        """Peak memory, in bytes, of one training step on the largest batch.
+    def probe(self, config: TrialConfig, budget: int, *, room: int | None = None) -> int:
+        """Peak memory, in bytes, of two training steps and a batch of an evaluation.
+
+        Args:
+            config: The trial.
+            budget: As the trial has it: data that is large beside it stays on the host.
+            room: What the probe may allocate, in bytes; None: the budget.
 
         Raises:
-            InfeasibleTrial: It does not fit the budget.
+            InfeasibleTrial: It does not fit there.
         """
         config = config.resolved(self.data.num_items)
-        self.check_tables(config, budget)
-        with measured_memory(self.device, budget) as memory:
+        needed = least_table_memory(config, self.data.num_items)
+        room = budget if room is None else room
+        if needed > room:
+            raise InfeasibleTrial(needed, "predicted")
+        with _arithmetic(config.training), measured_memory(self.device, room) as memory:
             trainer = self._trainer(config, 0, budget)
-            trainer.train_step(trainer.batches.largest())
+            for _ in range(2):
+                trainer.train_step(trainer.batches.largest())
+            validation = self._targets(self.data.validation, budget)
+            batch = next(validation.batches(**self._cut(trainer)))
+            states_BD = trainer.encoder()(batch)
+            table_VD = trainer.model.outputs.weight.detach()
+            target_ranks(states_BD, table_VD, batch.targets_B, batch.seen)
         return memory.peak
+
+    def _room(self) -> int:
+        """Bytes that a probe may allocate: beyond the budget, so that its peak is a true one."""
+        if self.device.type == "cuda":
+            return available_memory(self.device)
+        return int(psutil.virtual_memory().available)
+
+    def _learn(self, config: TrialConfig, budget: int, peak: int) -> None:
+        if self._gate is not None:
+            self._gate.learn(config, budget, peak)
 
     def _trainer(self, config: TrialConfig, seed: int, budget: int) -> Trainer:
         torch.manual_seed(seed)
@@ -202,15 +253,24 @@ class SequentialObjective:
             trainer.encoder(),
             trainer.model.outputs.weight.detach(),
             targets,
-            batch_tokens=batch_tokens(
-                trainer.config,
-                trainer.model.config,
-                np.minimum(self.data.train.lengths, trainer.model.config.max_length).mean(),
-                len(self.data.train),
-                self.data.num_items,
-            ),
-            max_length=trainer.model.config.max_length,
-            masked=not trainer.model.causal,
             lists=lists,
+            **self._cut(trainer),
         )
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+    def _cut(self, trainer: Trainer) -> dict[str, Any]:
+        """How an evaluation is cut into batches."""
+        config = trainer.model.config
+        lengths = self.data.train.lengths
+        tokens = batch_tokens(
+            trainer.config,
+            config,
+            float(np.minimum(lengths, config.max_length).mean()),
+            len(lengths),
+            self.data.num_items,
+        )
+        return {
+            "batch_tokens": tokens,
+            "max_length": config.max_length,
+            "masked": not trainer.model.causal,
+        }

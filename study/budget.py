@@ -81,8 +81,8 @@ def check_floor(
     for smallest in space.smallest():
         shown = ", ".join(f"{name} {smallest.flat()[name]}" for name in space.open)
         try:
-            objective.check_tables(smallest, budget)
-            floors.append((objective.probe(smallest, room), shown))
+            objective.check(smallest, budget)
+            floors.append((objective.probe(smallest, budget, room=room), shown))
         except InfeasibleTrial as error:
             floors.append((error.peak_bytes, shown))
     peak, shown = min(floors)

@@ -54,13 +54,17 @@ class StudyProgress:
         self._bar.update(self._task, running=shown)
 
     def ended(self, record: StudyRecord, trial: TrialRecord) -> None:
-        """A trial has ended."""
+        """A trial has ended; one that was refused is only counted."""
         self._count(record, "")
+        if trial.was_refused:
+            return
         self.say(trial_line(trial, record.best()))
 
     def _count(self, record: StudyRecord, running: str) -> None:
         best = record.best()
         tally = f"{len(record.complete)} within budget"
+        if record.refused:
+            tally += f", {len(record.refused)} refused"
         if best is not None:
             tally += f", best {best.quality:.4f}"
         self._bar.update(self._task, completed=len(record.finished), tally=tally, running=running)

@@ -41,6 +41,7 @@ class TrialRecord:
         tags: Seed, card, driver and versions that it ran with.
         retry_of: The failed trial that this one repeats.
         mlflow_run: Its run in MLflow, once it has one.
+        launched: Whether it has begun to train.
     """
 
     number: int
@@ -60,6 +61,12 @@ class TrialRecord:
     tags: Mapping[str, str]
     retry_of: int | None
     mlflow_run: str | None
+    launched: bool = True
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it was predicted to exceed the budget, and never ran."""
+        return self.outcome == "infeasible" and self.reason == "predicted"
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,18 @@ class StudyRecord:
 
     @property
     def finished(self) -> list[TrialRecord]:
-        """Trials that count towards the total: all that ended by their configuration's doing."""
+        """Trials that count towards the total: all that ran and ended by their own doing."""
         uncounted = ("failed", "running", "waiting")
-        return [trial for trial in self.trials if trial.outcome not in uncounted]
+        return [
+            trial
+            for trial in self.trials
+            if trial.outcome not in uncounted and not trial.was_refused
+        ]
+
+    @property
+    def refused(self) -> list[TrialRecord]:
+        """Trials that were predicted to exceed the budget, and never ran."""
+        return [trial for trial in self.trials if trial.was_refused]
 
     @property
     def complete(self) -> list[TrialRecord]:
@@ -153,6 +169,7 @@ def _trial(trial: FrozenTrial, mlflow_run: str | None) -> TrialRecord:
         tags=result.get("tags", {}),
         retry_of=trial.user_attrs.get("retry_of"),
         mlflow_run=mlflow_run,
+        launched="seed" in trial.user_attrs,
     )
 
 

@@ -126,7 +126,7 @@ def _run_study(
     from study.records import read
     from study.sampling import build_sampler
     from study.tracking import Tracker, check_server
-    from study.worker import MachineFailedError, Stop, Worker
+    from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
     name = spec.study or data.name
     check_server(spec.tracking_store)
@@ -161,12 +161,13 @@ def _run_study(
             progress=progress,
             tracker=tracker,
             stop=stop,
+            gate=objective.check,
         )
         try:
             with stop.listening():
                 timeout = None if spec.timeout is None else spec.timeout.total_seconds()
                 worker.run(spec.n_trials, timeout)
-        except MachineFailedError as error:
+        except (MachineFailedError, NothingFitsError) as error:
             failure = str(error)
         except KeyboardInterrupt:
             progress.say("stopped; the running trial will be tried again")
@@ -180,6 +181,11 @@ def _run_study(
             "next python -m study.run sends them"
         )
     _print_result(record, report, spec, as_json=as_json)
+    if record.refused:
+        cli.say(
+            f"{len(record.refused)} more configurations were predicted to exceed the budget, and "
+            "never ran"
+        )
     if failure:
         cli.say(f"python -m study.run: {failure}; the same command continues the study")
         return cli.ERROR
@@ -283,6 +289,7 @@ def _print_result(
                     "study": record.name,
                     "trials": len(record.finished),
                     "feasible": len(record.complete),
+                    "refused": len(record.refused),
                     "front": [trial_as_json(trial) for trial in record.front()],
                     "baseline": record.baseline,
                     "report": str(report[0]) if report else None,

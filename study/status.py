@@ -25,7 +25,9 @@ def _status(arguments: argparse.Namespace) -> int:
 
     ledger = find(arguments.study, arguments.storage, arguments.output_dir)
     record = read(ledger)
-    outcomes = Counter(trial.outcome for trial in record.trials)
+    outcomes = Counter(
+        "refused" if trial.was_refused else trial.outcome for trial in record.trials
+    )
     running = [
         (trial.number, ledger.epochs(trial.number))
         for trial in record.trials
@@ -39,6 +41,7 @@ def _status(arguments: argparse.Namespace) -> int:
                     "study": record.name,
                     "memory_budget_bytes": record.budget,
                     "finished": len(record.finished),
+                    "refused": len(record.refused),
                     "outcomes": dict(outcomes),
                     "running": [
                         {"trial": number, "epochs": len(epochs)} for number, epochs in running

@@ -147,7 +147,7 @@ class Tracker:
         parent = self._parent(client, runs.get(PARENT))
         for trial in record.trials:
             run = runs.get(trial.number)
-            if trial.outcome == "waiting" or (run and run.closed):
+            if trial.outcome == "waiting" or not trial.launched or (run and run.closed):
                 continue
             if run is None:
                 retried = runs.get(trial.retry_of) if trial.retry_of is not None else None
@@ -159,6 +159,7 @@ class Tracker:
         front = {trial.number for trial in record.front()}
         best = record.best()
         client.set_tag(parent.run_id, "paretocut.front", " ".join(map(str, sorted(front))))
+        client.set_tag(parent.run_id, "paretocut.refused", str(len(record.refused)))
         if best is not None:
             client.set_tag(parent.run_id, "paretocut.best_trial", str(best.number))
         for path in self._artifacts:

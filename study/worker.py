@@ -1,5 +1,6 @@
 """Runs trials one after the other until the study has its total."""
 
+import itertools
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import optuna
 import psutil
 from optuna.trial import FrozenTrial, TrialState
 
+from objectives.config import TrialConfig
 from objectives.errors import UserError
 from objectives.trial import (
     QUALITY,
@@ -32,12 +34,19 @@ from study.tracking import Tracker
 _MAX_RETRIES = 2
 """How often a trial that the machine failed is tried again."""
 
+_MAX_REFUSALS_IN_A_ROW = 1000
+"""After so many configurations that do not fit, none of the space is likely to."""
+
 _MAX_FAULTS_IN_A_ROW = 3
 """After so many the machine is not going to mend itself."""
 
 
 class MachineFailedError(Exception):
     """Several trials in a row failed for reasons that are not theirs."""
+
+
+class NothingFitsError(Exception):
+    """Very many configurations in a row were predicted to exceed the budget."""
 
 
 class Stop:
@@ -93,6 +102,8 @@ class Worker:
         ledger: The study.
         space: What a trial may vary.
         objective: What runs a trial.
+        gate: gate(config, budget) raises InfeasibleTrial for what is predicted to exceed the
+            budget; None: everything runs.
         seed: The study's seed.
         tags: Kept with every trial: card, driver, versions.
         folder: Where running trials keep the state of their training.
@@ -110,10 +121,12 @@ class Worker:
         progress: StudyProgress,
         tracker: Tracker | None,
         stop: Stop,
+        gate: Callable[[TrialConfig, int], object] | None = None,
     ) -> None:
         self.ledger = ledger
         self.space = space
         self.objective = objective
+        self.gate = gate
         self.seed = seed
         self.tags = dict(tags)
         self.folder = folder
@@ -126,8 +139,11 @@ class Worker:
     def run(self, n_trials: int, timeout: float | None = None) -> None:
         """Runs trials until the study has its total, time is up, or the user stops it.
 
+        Configurations that the gate refuses do not count.
+
         Raises:
             MachineFailedError: Several trials in a row failed for the machine's reasons.
+            NothingFitsError: The gate refused very many configurations in a row.
             KeyboardInterrupt: The user stopped it at once; the running trial will be retried.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -137,6 +153,16 @@ class Worker:
             record = read(self.ledger)
             if len(record.finished) >= n_trials:
                 return
+            refused = list(
+                itertools.takewhile(lambda trial: trial.was_refused, reversed(record.trials))
+            )
+            if len(refused) >= _MAX_REFUSALS_IN_A_ROW:
+                least = min(trial.peak_memory or 0 for trial in refused)
+                raise NothingFitsError(
+                    f"the last {len(refused)} configurations were all predicted to exceed the "
+                    f"memory budget, the smallest with {budget.format_bytes(least)}: raise it, or "
+                    "narrow the space"
+                )
             fault = self._run_trial(record)
             faults = faults + 1 if fault else 0
             if faults == _MAX_FAULTS_IN_A_ROW:
@@ -150,7 +176,6 @@ class Worker:
         number = trial.number
         trial.set_user_attr("worker", _this_process())
         seed = trial.user_attrs.get("seed", self.seed + number)
-        trial.set_user_attr("seed", seed)
         checkpoint = self.folder / f"trial-{trial.user_attrs.get('first_try', number)}.pt"
         if "first_try" not in trial.user_attrs:
             # That of a study of the same name, since deleted.
@@ -162,6 +187,10 @@ class Worker:
         try:
             config = self.space.suggest(trial)
             result["config"] = config.flat()
+            if self.gate is not None:
+                self.gate(config, self._budget)
+            # From here on it runs: see `TrialRecord.launched`.
+            trial.set_user_attr("seed", seed)
             self._progress.started(record, number)
             self._wake()
             context = _Context(seed, self._budget, checkpoint, self._reporter(number))
@@ -258,7 +287,7 @@ def retry(ledger: Ledger, failed: FrozenTrial) -> bool:
     Optuna's own callback would carry the constraints over, which can be set only once.
     """
     retries = failed.user_attrs.get("retries", 0)
-    if not failed.params or retries >= _MAX_RETRIES:
+    if "seed" not in failed.user_attrs or retries >= _MAX_RETRIES:
         return False
     ledger.study.enqueue_trial(
         failed.params,

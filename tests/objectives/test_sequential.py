@@ -339,7 +339,7 @@ def test_the_tables_take_no_less_than_predicted(
         )
         peak = SequentialObjective(data, CPU).probe(settings, 1 << 40)
         # By rows on a CPU, nothing but the bits of the touched items grows with the catalogue.
-        assert 1 < peak / least_table_memory(settings, data.num_items) < 1.5
+        assert 1 < peak / least_table_memory(settings, data.num_items) < 1.7
 
 
 def test_tables_beyond_the_budget_are_not_allocated(
@@ -451,4 +451,5 @@ def test_data_that_is_too_large_for_the_budget_stays_on_the_host(
         objective = SequentialObjective(data, CPU)
         objective.probe(config(batch_size=8), 16 << 20)
         objective._targets(Targets(data.train, data.train.items), 16 << 20)
-    assert seen == [False, False, True, True]
+    # Training sequences and validation targets of the probe, then the targets by themselves.
+    assert seen == [False, False, False, True, False, True]

@@ -24,7 +24,7 @@ from objectives.trial import (
 from study.ledger import Ledger
 from study.records import read
 from study.space import Space
-from study.worker import MachineFailedError, Worker, recover_lost
+from study.worker import MachineFailedError, NothingFitsError, Worker, recover_lost
 
 BUDGET = 1 << 30
 BuildWorker = Callable[[Objective], Worker]
@@ -77,7 +77,6 @@ def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
     [
         (InfeasibleTrial(2 * BUDGET, "out-of-memory"), "infeasible", 2 * BUDGET, True),
         (InfeasibleTrial(3 * BUDGET, "probed"), "infeasible", 3 * BUDGET, False),
-        (InfeasibleTrial(4 * BUDGET, "predicted"), "infeasible", 4 * BUDGET, True),
         (DivergedTrial(BUDGET // 2, 4), "diverged", BUDGET // 2, False),
         (optuna.TrialPruned("dominated"), "pruned", 1000, False),
     ],
@@ -100,6 +99,49 @@ def test_what_the_configuration_did_is_learned_from(
     assert record.reason
     assert record.quality is None
     assert record.config["table_updates"] == "dense"
+
+
+def test_what_the_gate_refuses_is_told_and_does_not_count(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    launched = []
+
+    def gate(config: TrialConfig, budget: int) -> None:
+        assert budget == BUDGET
+        if len(ledger.study.trials) in (1, 3):
+            raise InfeasibleTrial(4 * BUDGET, "predicted")
+
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        launched.append(config)
+        return succeed(config, context)
+
+    worker = build_worker(objective)
+    worker.gate = gate
+    worker.run(2)
+    record = read(ledger)
+    assert len(record.finished) == len(record.complete) == len(launched) == 2
+    assert [trial.number for trial in record.refused] == [0, 2]
+    for number in (0, 2):
+        trial = frozen(ledger, number)
+        assert trial.state == TrialState.PRUNED
+        assert trial.constraints == {"memory": 3}
+        assert not record.trials[number].launched
+    assert all(trial.launched for trial in record.finished)
+
+
+def test_a_space_in_which_nothing_fits_is_given_up(
+    ledger: Ledger, build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.worker._MAX_REFUSALS_IN_A_ROW", 3)
+    worker = build_worker(succeed)
+    worker.gate = _refuse
+    with pytest.raises(NothingFitsError, match=r"last 3 .* the smallest with 2\.00 GiB: raise it"):
+        worker.run(1)
+    assert len(read(ledger).refused) == 3
+
+
+def _refuse(config: TrialConfig, budget: int) -> None:
+    raise InfeasibleTrial(2 * budget, "predicted")
 
 
 def test_what_the_machine_did_is_tried_again(ledger: Ledger, build_worker: BuildWorker) -> None:

@@ -1,0 +1,106 @@
+"""The gate on a CPU, with the predictions of a simulated card."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.gpu import Gpu
+from objectives.config import TrialConfig
+from objectives.data import PreparedData
+from objectives.memory_gate import MemoryGate, PredictionError
+from objectives.memory_model import DataShape, MemoryModel
+from objectives.sequential import SequentialObjective
+from objectives.trial import InfeasibleTrial
+
+pytest.importorskip("triton")
+
+MakeContext = Callable[..., Any]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def gate(cycle: PreparedData, tmp_path: Path) -> MemoryGate:
+    model = MemoryModel(DataShape.of(cycle), Gpu(capability=9, num_sms=132))
+    return MemoryGate(model, PredictionError(tmp_path / "card.json"))
+
+
+def config(**settings: Any) -> TrialConfig:
+    return TrialConfig.from_flat({"width": 16, "max_epochs": 1, "negatives": 8} | settings)
+
+
+def test_an_error_is_learned_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "memory" / "card.json"
+    error = PredictionError(path)
+    assert error.share == 0.05
+    for predicted, extra in ((1000, 90), (2000, 100), (4000, 110), (8000, 100), (16000, 500)):
+        assert error.corrected(5000) == 5000
+        error.learn(predicted, predicted + extra)
+    for known in (error, PredictionError(path)):
+        assert known.corrected(5000) == 5100
+        assert known.share == pytest.approx(400 / 16100, rel=0.03)
+
+
+def test_what_is_known_is_bounded(tmp_path: Path) -> None:
+    error = PredictionError(tmp_path / "card.json")
+    for measured in range(205):
+        error.learn(1 << 30, (1 << 30) + (1000 if measured < 5 else 3000))
+    assert error.corrected(0) == 3000
+    assert error.share == 0.01
+
+
+def test_the_gate_refuses_lets_through_and_asks_for_a_probe(gate: MemoryGate) -> None:
+    peak = gate.predict(config(), 1 << 40)
+    assert gate.check(config(), 2 * peak) is False
+    assert gate.check(config(), int(peak * 1.02)) is True
+    assert gate.check(config(), int(peak * 0.98)) is True
+    with pytest.raises(InfeasibleTrial) as caught:
+        gate.check(config(), int(peak * 0.9))
+    assert (caught.value.peak_bytes, caught.value.source) == (peak, "predicted")
+
+
+def test_a_trial_over_the_budget_is_refused_before_it_runs(
+    gate: MemoryGate, cycle: PreparedData, make_context: MakeContext
+) -> None:
+    objective = SequentialObjective(cycle, CPU, gate)
+    budget = gate.predict(config(), 1 << 40) // 2
+    with pytest.raises(InfeasibleTrial) as caught:
+        objective(config(), make_context(budget=budget))
+    assert caught.value.source == "predicted"
+    assert PredictionError(gate.error._path).corrected(1) == 1
+
+
+def test_a_trial_near_the_budget_is_probed_and_both_figures_are_kept(
+    gate: MemoryGate, cycle: PreparedData, make_context: MakeContext
+) -> None:
+    # The trial runs on the CPU and takes less than a card would: the probe lets it through.
+    objective = SequentialObjective(cycle, CPU, gate)
+    budget = gate.predict(config(), 1 << 40)
+    probed = []
+    probe = objective.probe
+
+    def noted(*args: Any, **kwargs: Any) -> int:
+        probed.append(probe(*args, **kwargs))
+        return probed[-1]
+
+    objective.probe = noted  # type: ignore[method-assign]
+    result = objective(config(), make_context(budget=budget))
+    assert len(probed) == 1
+    assert probed[0] < budget
+    for _ in range(4):
+        gate.learn(config(), budget, result.peak_memory)
+    assert gate.predict(config(), budget) == result.peak_memory
+
+
+def test_a_probe_over_the_budget_says_what_it_measured(
+    gate: MemoryGate, cycle: PreparedData, make_context: MakeContext
+) -> None:
+    objective = SequentialObjective(cycle, CPU, gate)
+    budget = gate.predict(config(), 1 << 40)
+    # As if a probe had found more than was predicted.
+    objective.probe = lambda *args, **kwargs: budget + 1  # type: ignore[method-assign]
+    with pytest.raises(InfeasibleTrial) as caught:
+        objective(config(), make_context(budget=budget))
+    assert (caught.value.peak_bytes, caught.value.source) == (budget + 1, "probed")
