@@ -23,6 +23,11 @@ _WIDEST_HEAD = 256
 """Of flash attention."""
 
 
+def is_flash_width(head_width: int) -> bool:
+    """Whether flash attention knows heads of this width."""
+    return head_width % 8 == 0 and head_width <= _WIDEST_HEAD
+
+
 def attend(qkv_T3HC: Tensor, packing: Packing, *, causal: bool) -> Tensor:
     """Attention of every token to its own sequence, [T, H, C].
 
@@ -30,8 +35,7 @@ def attend(qkv_T3HC: Tensor, packing: Packing, *, causal: bool) -> Tensor:
     not know, its exact twin over padded ones.
     """
     half = qkv_T3HC.dtype in (torch.bfloat16, torch.float16)
-    width = qkv_T3HC.shape[-1]
-    if on_gpu(qkv_T3HC.device) and half and width % 8 == 0 and width <= _WIDEST_HEAD:
+    if on_gpu(qkv_T3HC.device) and half and is_flash_width(qkv_T3HC.shape[-1]):
         # Imported late: where there is no GPU, torch need not have it.
         from torch.nn.attention.varlen import varlen_attn
 

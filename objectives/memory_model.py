@@ -16,6 +16,7 @@ import torch
 
 from kernels.gpu import Gpu
 from kernels.launch import config_of, for_group
+from models.blocks import is_flash_width
 from objectives.config import TrialConfig
 from objectives.data import PreparedData
 from objectives.data.batch_sizes import Lengths, Shape
@@ -106,10 +107,12 @@ class MemoryModel:
         """
         config = config.resolved(self.data.num_items)
         sizes = self._sizes(config)
-        if config.loss.loss == "cce-" and (
+        is_by_row = config.loss.loss == "cce-" and (
             config.loss.group_size == 1 or config.training.arithmetic == "deterministic"
-        ):
-            # What these run depends on the sizes.
+        )
+        is_padded = not is_flash_width(config.model.width // config.model.num_heads)
+        if is_by_row or is_padded:
+            # What these run, or the products of sizes in it, depend on the sizes.
             return self.traced(config, budget)
         names = sizes.named(config, self.gpu)
         few = names["G"] * names["K"] <= min(4 * names["V"], _MOST_CLAIMS)

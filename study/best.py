@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +140,7 @@ def trial_table(trial: "TrialRecord") -> str:
         ("seconds", f"{trial.seconds:.1f}"),
         *((name, short(value)) for name, value in trial.config.items()),
     ]
-    return _aligned(rows)
+    return cli.aligned(rows)
 
 
 def front_table(record: "StudyRecord") -> str:
@@ -168,15 +167,7 @@ def front_table(record: "StudyRecord") -> str:
     ]
     popular = record.baseline.get("ndcg_at_10")
     note = "" if popular is None else f"\nmost popular items: test NDCG@10 {popular:.4f}"
-    return f"Pareto front of study {record.name}\n" + _aligned([header, *rows]) + note
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return f"Pareto front of study {record.name}\n" + cli.aligned([header, *rows]) + note
 
 
 if __name__ == "__main__":

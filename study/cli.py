@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,3 +80,12 @@ def main(
 def say(message: str) -> None:
     """A line for people, on standard error."""
     print(message, file=sys.stderr, flush=True)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table, its columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

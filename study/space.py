@@ -124,11 +124,9 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
         raise UserError(
             "--space.table_updates: auto stands for one of the others; leave it out of the choices"
         )
-    limits = [("batch_size", num_sequences, f"the data has {num_sequences:,} training sequences")]
-    if parts.get("loss") != "cce":
-        limits.append(("negatives", num_items - 1, f"the catalogue has {num_items:,} items"))
-    for name, limit, why in limits:
-        if (largest := _largest(parts[name])) > limit:
+    for name, (limit, why) in limits(num_items, num_sequences).items():
+        is_used = name != "negatives" or parts.get("loss") != "cce"
+        if is_used and (largest := _largest(parts[name])) > limit:
             raise UserError(f"--space.{name} {largest:g}: {why}; use at most {limit}")
     space = Space(
         {name: part for name, part in parts.items() if isinstance(part, (Range, Choices))},
@@ -139,12 +137,21 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
     return space
 
 
+def limits(num_items: int, num_sequences: int) -> dict[str, tuple[int, str]]:
+    """Setting -> its largest value for data of this size, and why."""
+    return {
+        "batch_size": (num_sequences, f"the data has {num_sequences:,} training sequences"),
+        "negatives": (num_items - 1, f"the catalogue has {num_items:,} items"),
+    }
+
+
 def _default_range(low: int, high: int) -> int | list[int]:
     return [low, high] if low < high else high
 
 
 def _parse(name: str, raw: Any) -> Range | Choices | Value:
-    values = [_value(name, item) for item in (raw if isinstance(raw, list) else [raw])]
+    items = raw if isinstance(raw, list) else [raw]
+    values = [parse_value(name, item, f"--space.{name}") for item in items]
     if not values:
         raise UserError(f"--space.{name}: give at least one value")
     if len(values) == 1:
@@ -161,8 +168,17 @@ def _parse(name: str, raw: Any) -> Range | Choices | Value:
     return Range(low, high)
 
 
-def _value(name: str, raw: Any) -> Value:
-    """One value, checked against the setting's type and bounds."""
+def parse_value(name: str, raw: Any, flag: str) -> Value:
+    """One value, checked against the setting's type and bounds.
+
+    Args:
+        name: The setting.
+        raw: As the user wrote it.
+        flag: Where, for the message.
+
+    Raises:
+        UserError: It does not fit.
+    """
     kind = SETTINGS[name].annotation
     typed: Value
     try:
@@ -178,7 +194,7 @@ def _value(name: str, raw: Any) -> Value:
                 typed = int(typed)
     except (TypeError, ValueError):
         number = "an integer" if kind is int else "a number"
-        raise UserError(f"--space.{name} {raw}: not {number}") from None
+        raise UserError(f"{flag} {raw}: not {number}") from None
     try:
         # One head goes with any width: here only the setting's own bounds are judged.
         TrialConfig.from_flat(
@@ -186,7 +202,7 @@ def _value(name: str, raw: Any) -> Value:
         )
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(f"--space.{name} {raw}: {message[:1].lower()}{message[1:]}") from None
+        raise UserError(f"{flag} {raw}: {message[:1].lower()}{message[1:]}") from None
     return typed
 
 

@@ -142,40 +142,53 @@ class StudySpec(DataConfig):
 
 def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag for every field of a specification and every setting of a trial."""
-    data = parser.add_argument_group("data")
+    add_data_flags(parser.add_argument_group("data"))
     study = parser.add_argument_group("study")
-    for name, field in StudySpec.model_fields.items():
-        if name == "space":
-            continue
-        group = data if name in DataConfig.model_fields else study
-        if name == "columns":
-            for column, column_field in ColumnsConfig.model_fields.items():
-                group.add_argument(
-                    f"--columns.{column}", metavar="NAME", help=column_field.description
-                )
-            continue
-        shown = "" if field.default is None else f" (default: {field.default})"
-        group.add_argument(
-            _flag(name),
-            dest=name,
-            metavar=_METAVARS.get(name, "X"),
-            help=f"{field.description}{shown}",
-        )
+    for name in StudySpec.model_fields:
+        if name != "space" and name not in DataConfig.model_fields:
+            _add_field_flag(study, name)
     space = parser.add_argument_group(
         "settings of a trial",
         "One value fixes a setting; two numbers open a range (searched logarithmically where both "
         "are positive); more values, or words, are choices. Open by default: negatives 16 to "
         "min(8192, items - 1), batch_size 8 to min(4096, sequences), learning_rate 1e-4 to 1e-2.",
     )
-    for name, field in SETTINGS.items():
-        words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        choices = f"{', '.join(words)}; " if words else ""
-        space.add_argument(
-            f"--space.{name}",
-            nargs="+",
-            metavar="X",
-            help=f"{field.description} ({choices}default: {field.default})",
-        )
+    for name in SETTINGS:
+        add_setting_flag(space, f"--space.{name}", name)
+
+
+def add_data_flags(group: argparse._ArgumentGroup, *, is_default: bool = True) -> None:
+    """Adds the flags that say which data; is_default: there is a set that is taken else."""
+    for name in DataConfig.model_fields:
+        if name == "columns":
+            for column, field in ColumnsConfig.model_fields.items():
+                group.add_argument(f"--columns.{column}", metavar="NAME", help=field.description)
+        else:
+            _add_field_flag(group, name, is_default or name != "data")
+
+
+def _add_field_flag(group: argparse._ArgumentGroup, name: str, is_default: bool = True) -> None:
+    field = StudySpec.model_fields[name]
+    shown = f" (default: {field.default})" if is_default and field.default is not None else ""
+    group.add_argument(
+        flag_of(name),
+        dest=name,
+        metavar=_METAVARS.get(name, "X"),
+        help=f"{field.description}{shown}",
+    )
+
+
+def add_setting_flag(group: argparse._ArgumentGroup, flag: str, name: str) -> None:
+    """Adds a flag for one value or more of a setting of a trial."""
+    field = SETTINGS[name]
+    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    choices = f"{', '.join(words)}; " if words else ""
+    group.add_argument(
+        flag,
+        nargs="+",
+        metavar="X",
+        help=f"{field.description} ({choices}default: {field.default})",
+    )
 
 
 _METAVARS = {
@@ -196,7 +209,8 @@ _METAVARS = {
 }
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The flag of a field or a setting."""
     return "--" + name.replace("_", "-")
 
 
@@ -223,7 +237,7 @@ def load_spec(flags: Mapping[str, Any], config: Path | None = None) -> StudySpec
                 origins[name] = candidate
         if flags.get(name) is not None:
             values[name] = flags[name]
-            origins[name] = f"--{name}" if "." in name else _flag(name)
+            origins[name] = f"--{name}" if "." in name else flag_of(name)
     nested: dict[str, Any] = {}
     for name, value in values.items():
         section, _, key = name.rpartition(".")

@@ -86,6 +86,11 @@ class Lengths:
     def __len__(self) -> int:
         return len(self._ascending_S)
 
+    @property
+    def longest(self) -> int:
+        """That of the longest sequence."""
+        return int(self._ascending_S[-1])
+
     def mean(self, ahead: int, most: int) -> float:
         """Mean number of tokens, of which a sequence has its items but `ahead`, at most `most`."""
         none, all_ = np.searchsorted(self._ascending_S, [ahead + 1, ahead + most])

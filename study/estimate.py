@@ -1,0 +1,421 @@
+"""`python -m study.estimate`: the peak memory of trainings on a GPU, predicted without one."""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from objectives.config import SETTINGS, ColumnsConfig, DataConfig, TrialConfig
+from objectives.errors import UserError
+from study import cli
+from study.cards import SHARE_OF_CARD
+from study.spec import Share, StudySpec, add_data_flags, add_setting_flag, flag_of, load_spec
+
+if TYPE_CHECKING:
+    from kernels.gpu import Gpu
+    from objectives.memory_model import DataShape, MemoryEstimate, MemoryModel
+    from study.space import Value
+
+CARDS = (8, 16, 24, 40, 80)
+"""GiB of the cards that a table speaks of."""
+PARTS = (
+    "parameters",
+    "optimizer",
+    "gradients",
+    "activations",
+    "loss",
+    "data",
+    "evaluation",
+    "libraries",
+)
+"""Of a peak, in the order of the table."""
+SOUGHT = ("batch_size", "negatives", "max_length")
+"""Settings whose largest value can be asked for."""
+
+_HOPPER = 9, 132
+_MOST_ROWS = 10_000
+_MOST_ITEMS, _MOST_USERS, _MOST_LENGTH = 2_000_000_000, 100_000_000, 1_000_000
+
+_DESCRIPTION = """\
+Predict the peak memory of trainings on a GPU; none is needed. Several values of a setting make a
+grid. Settings have the names that they have in a study."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = cli.build_parser(
+        "study.estimate",
+        "(--data NAME|PATH | --items V --users U --mean-length M) [options]",
+        _DESCRIPTION,
+    )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="SIZE|SHARE|CARD",
+        help="say what fits in a size such as 24GiB, in what a study takes of a card such as "
+        "A100-40GB, or in a share such as 90%% of the card that is here",
+    )
+    parser.add_argument(
+        "--largest",
+        metavar="SETTING",
+        choices=[flag_of(name)[2:] for name in SOUGHT],
+        help="print the largest batch-size, negatives or max-length that fits the budget, for "
+        "every configuration of the others",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="TOML file of a study, such as study.best's"
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    add_data_flags(parser.add_argument_group("data"), is_default=False)
+    shape = parser.add_argument_group("data that is not at hand")
+    for name, (metavar, _, _, text) in _SHAPE.items():
+        shape.add_argument(flag_of(name), metavar=metavar, help=text)
+    settings = parser.add_argument_group("settings of a training", "One value or several.")
+    for name in SETTINGS:
+        add_setting_flag(settings, flag_of(name), name)
+    return cli.main(parser, _estimate, argv)
+
+
+_SHAPE = {
+    "items": ("V", 2, _MOST_ITEMS, "items of the catalogue"),
+    "users": ("U", 1, _MOST_USERS, "training sequences"),
+    "mean_length": ("M", 2, _MOST_LENGTH, "items of a sequence; all are taken to have so many"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration, or one whose largest value of a setting was sought.
+
+    Attributes:
+        shown: The settings that vary in the table.
+        config: The configuration; the value that was sought is the largest that fits, or 1.
+        estimate: Its peak.
+        card: GiB of the smallest of `CARDS` that it fits.
+        fits: Whether it fits the budget; None: there is none.
+        is_most: The value that was sought is the largest that the data allows.
+    """
+
+    shown: dict[str, "Value"]
+    config: TrialConfig
+    estimate: "MemoryEstimate"
+    card: int | None
+    fits: bool | None
+    is_most: bool = False
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    given = vars(arguments)
+    columns = [f"columns.{name}" for name in ColumnsConfig.model_fields]
+    data_flags = [*(name for name in DataConfig.model_fields if name != "columns"), *columns]
+    named = {name: given[name] for name in [*data_flags, "memory_budget"]}
+    spec = load_spec(named, arguments.config)
+    sought = arguments.largest and arguments.largest.replace("-", "_")
+    settings = _settings(given, spec, sought)
+    sizes = _sizes(given)
+    asked = next((name for name in data_flags if given[name] is not None), None)
+    if sizes and asked is not None:
+        flag = f"--{asked}" if "." in asked else flag_of(asked)
+        raise UserError(f"{flag} and --items: say which data in one of both ways")
+    if not sizes and "data" not in spec.model_fields_set:
+        raise UserError("name the data with --data, or its size: --items, --users, --mean-length")
+    if sought and spec.memory_budget is None:
+        raise UserError(f"--largest {arguments.largest}: name the --memory-budget that it is for")
+    _check_triton()
+
+    from objectives.memory_model import MemoryModel
+
+    gpu, budget = _gpu_and_budget(spec)
+    data = _data_shape(spec, sizes)
+    grid = list(_grid(settings, data, sought))
+    varying = [name for name, values in settings.items() if len(values) > 1]
+    model = MemoryModel(data, gpu)
+    rows = []
+    for values, config in grid:
+        shown = {name: values[name] for name in varying}
+        if sought:
+            assert budget is not None
+            rows.append(_largest(model, config, shown, sought, budget))
+        else:
+            rows.append(_row(model, config, shown, budget))
+    if sought and not any(row.fits for row in rows):
+        assert budget is not None
+        raise UserError(_floor(rows, sought, budget))
+    if arguments.json:
+        print(json.dumps(_as_json(rows, data, budget, sought), indent=2))
+    else:
+        print(_table(rows, budget, sought))
+    return cli.OK
+
+
+def _check_triton() -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise UserError(
+            "a prediction runs the code of a GPU, which needs Triton: use Linux, where pip "
+            "installs it with ParetoCut"
+        )
+    from kernels._backend import forced_backend
+
+    try:
+        forced = forced_backend()
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if forced == "eager":
+        raise UserError("PARETOCUT_KERNELS=eager: predictions are those of Triton; unset it")
+
+
+def _settings(
+    given: dict[str, Any], spec: StudySpec, sought: str | None
+) -> dict[str, list["Value"]]:
+    """The values of the settings that were asked for: flags, then what a study fixes."""
+    from study.space import parse_value
+
+    for name in spec.space:
+        if name not in SETTINGS:
+            raise UserError(f"space.{name}: there is no such setting; --help lists them")
+    settings: dict[str, list[Value]] = {}
+    for name in SETTINGS:
+        flag, raw = flag_of(name), given[name]
+        if name == sought:
+            if raw is not None:
+                raise UserError(f"{flag}: its largest value is sought; leave one of both out")
+            continue
+        if raw is None and name in spec.space:
+            flag, raw = f"space.{name}", spec.space[name]
+            if isinstance(raw, list) and len(raw) != 1:
+                shown = " ".join(str(value) for value in raw)
+                raise UserError(f"{flag} {shown}: it is open in the study; give {flag_of(name)}")
+        if raw is not None:
+            items = raw if isinstance(raw, list) else [raw]
+            settings[name] = list(dict.fromkeys(parse_value(name, item, flag) for item in items))
+    if sought == "negatives" and "cce" in settings.get("loss", []):
+        raise UserError("--largest negatives: loss cce takes the whole catalogue; use cce-")
+    count = math.prod(len(values) for values in settings.values())
+    if count > _MOST_ROWS:
+        raise UserError(f"the grid has {count:,} configurations; give fewer than {_MOST_ROWS:,}")
+    return settings
+
+
+def _sizes(given: dict[str, Any]) -> dict[str, int]:
+    """The size of data that is not at hand, or nothing."""
+    sizes = {}
+    for name, (_, least, most, _) in _SHAPE.items():
+        if (text := given[name]) is None:
+            continue
+        try:
+            sizes[name] = int(text)
+        except ValueError:
+            raise UserError(f"{flag_of(name)} {text}: not an integer") from None
+        if not least <= sizes[name] <= most:
+            raise UserError(f"{flag_of(name)} {text}: use {least} to {most:,}")
+    if missing := [flag_of(name) for name in _SHAPE if sizes and name not in sizes]:
+        raise UserError(f"the size of the data needs {' and '.join(missing)}, too")
+    return sizes
+
+
+def _gpu_and_budget(spec: StudySpec) -> tuple["Gpu", int | None]:
+    """The card that is here, or else a Hopper; and the budget in bytes, if there is one."""
+    import torch
+
+    from kernels.gpu import Gpu, gpu_of
+    from study.budget import total_memory
+    from study.environment import choose_device
+
+    device = choose_device("auto")
+    budget = spec.memory_budget
+    if isinstance(budget, Share):
+        if device.type != "cuda":
+            raise UserError(
+                f"--memory-budget {100 * budget.fraction:g}%: there is no card here to take a "
+                "share of; write a size such as 24GiB, or a card such as A100-40GB"
+            )
+        budget = budget.of(total_memory(device))
+    gpu = gpu_of(torch.device("cuda", 0)) if device.type == "cuda" else None
+    return gpu or Gpu(*_HOPPER), budget
+
+
+def _data_shape(spec: StudySpec, sizes: dict[str, int]) -> "DataShape":
+    from objectives.memory_model import DataShape
+
+    if sizes:
+        return DataShape.of_length(sizes["items"], sizes["users"], sizes["mean_length"])
+
+    from objectives.data import prepare
+
+    data = prepare(spec.data_config)
+    for note in data.notes:
+        cli.say(f"{data.name}: {note}")
+    return DataShape.of(data)
+
+
+def _grid(
+    settings: dict[str, list["Value"]], data: "DataShape", sought: str | None
+) -> Iterator[tuple[dict[str, "Value"], TrialConfig]]:
+    """The product of the settings, and its configurations."""
+    from study.space import limits
+
+    defaults: dict[str, Value] = {sought: 1} if sought else {}
+    for name, (limit, why) in limits(data.num_items, len(data.lengths)).items():
+        if name == "negatives" and settings.get("loss") == ["cce"]:
+            continue
+        for value in settings.get(name, []):
+            if int(value) > limit:
+                raise UserError(f"{flag_of(name)} {value}: {why}; use at most {limit}")
+        # Those of small data are smaller.
+        defaults.setdefault(name, min(limit, SETTINGS[name].default))
+    for chosen in itertools.product(*settings.values()):
+        values = dict(zip(settings, chosen, strict=True))
+        try:
+            yield values, TrialConfig.from_flat({**defaults, **values})
+        except ValidationError as error:
+            raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
+def _with(config: TrialConfig, name: str, value: int) -> TrialConfig:
+    return TrialConfig.from_flat({**config.flat(), name: value})
+
+
+def _row(
+    model: "MemoryModel",
+    config: TrialConfig,
+    shown: dict[str, "Value"],
+    budget: int | None,
+    *,
+    is_most: bool = False,
+) -> Row:
+    """The prediction for the budget, or for the smallest card that the training fits."""
+    card, estimate = None, None
+    for card_size in CARDS:
+        limit = Share(SHARE_OF_CARD).of(card_size << 30)
+        estimate = _predict(model, config, limit)
+        if estimate.peak <= limit:
+            card = card_size
+            break
+    assert estimate is not None
+    if budget is not None:
+        estimate = _predict(model, config, budget)
+    fits = None if budget is None else estimate.peak <= budget
+    return Row(shown, config.resolved(model.data.num_items), estimate, card, fits, is_most)
+
+
+def _predict(model: "MemoryModel", config: TrialConfig, budget: int) -> "MemoryEstimate":
+    try:
+        return model.predict(config, budget)
+    except ValueError as error:
+        # No GPU could train it: the kernels say why.
+        raise UserError(str(error)) from error
+
+
+def _largest(
+    model: "MemoryModel",
+    config: TrialConfig,
+    shown: dict[str, "Value"],
+    name: str,
+    budget: int,
+) -> Row:
+    """The largest value of a setting that fits, by bisection; 1, if that does not."""
+
+    def fits(value: int) -> bool:
+        return _predict(model, _with(config, name, value), budget).peak <= budget
+
+    # A few larger ones, which fillers happen to suit, may fit too; the next does not.
+    most = _most(model.data)[name]
+    fitting, too_large = 1, most + 1
+    if fits(most):
+        fitting = most
+    while too_large - fitting > 1:
+        middle = (fitting + too_large) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            too_large = middle
+    found = _with(config, name, fitting)
+    return _row(model, found, shown, budget, is_most=fitting == most)
+
+
+def _most(data: "DataShape") -> dict[str, int]:
+    """The largest values that the data allows, or has a use for."""
+    from study.space import limits
+
+    largest = {
+        name: limit for name, (limit, _) in limits(data.num_items, len(data.lengths)).items()
+    }
+    return {**largest, "max_length": data.lengths.longest}
+
+
+def _floor(rows: list[Row], sought: str, budget: int) -> str:
+    from study.budget import format_bytes
+
+    least = min(rows, key=lambda row: row.estimate.peak)
+    parts = least.estimate.parts
+    largest = max(parts, key=lambda part: parts[part])
+    settings = ", ".join(f"{name} {value}" for name, value in {**least.shown, sought: 1}.items())
+    return (
+        f"--memory-budget {format_bytes(budget)}: {settings} needs "
+        f"{format_bytes(least.estimate.peak)}, most of it for {largest} "
+        f"({format_bytes(parts[largest])}); raise the budget or lower another setting"
+    )
+
+
+def _as_json(
+    rows: list[Row], data: "DataShape", budget: int | None, sought: str | None
+) -> dict[str, Any]:
+    """The table for machines; memory in bytes."""
+    return {
+        "num_items": data.num_items,
+        "num_sequences": len(data.lengths),
+        "memory_budget_bytes": budget,
+        "largest": sought,
+        "configurations": [
+            {
+                "config": row.config.flat(),
+                "peak_memory_bytes": row.estimate.peak,
+                "parts_bytes": {part: row.estimate.parts.get(part, 0) for part in PARTS},
+                "fits_cards_gib": [size for size in CARDS if row.card and size >= row.card],
+                "fits_budget": row.fits,
+                "is_most_of_data": row.is_most,
+            }
+            for row in rows
+        ],
+    }
+
+
+def _table(rows: list[Row], budget: int | None, sought: str | None) -> str:
+    """The table for people."""
+    from study.budget import format_bytes
+    from study.progress import short
+
+    header = [*rows[0].shown]
+    if sought:
+        header.append(f"largest {sought}")
+    header += ["peak", "fits a card of"]
+    if budget is not None:
+        header.append(f"fits {format_bytes(budget)}")
+    lines = [(*header, *PARTS)]
+    for row in rows:
+        line = [short(value) for value in row.shown.values()]
+        if sought:
+            largest = f"{row.config.flat()[sought]}{' (all)' if row.is_most else ''}"
+            line.append(largest if row.fits else "none, 1 does not fit")
+        line += [format_bytes(row.estimate.peak), f"{row.card} GiB" if row.card else "-"]
+        if budget is not None:
+            line.append("yes" if row.fits else "no")
+        parts = row.estimate.parts
+        sizes = [parts.get(part, 0) for part in PARTS]
+        lines.append((*line, *(format_bytes(size) if size else "-" for size in sizes)))
+    cards = ", ".join(str(size) for size in CARDS[:-1])
+    return (
+        cli.aligned(lines) + f"\ncards of {cards} or {CARDS[-1]} GiB: the smallest in "
+        f"{SHARE_OF_CARD:.0%} of which it fits, which is what a study takes of a card"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
