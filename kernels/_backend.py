@@ -70,6 +70,11 @@ def forced_backend() -> Backend | None:
             raise ValueError(f"{_VARIABLE} must be 'eager' or 'triton', not {other!r}")
 
 
+def triton_is_default() -> bool:
+    """Whether a GPU would compute in Triton: where there is one, and nothing forces PyTorch."""
+    return forced_backend() != "eager" and _is_there()
+
+
 def _is_there() -> bool:
     """Whether there is Triton for CUDA: not on ROCm, and not on Windows."""
     return torch.version.hip is None and importlib.util.find_spec("triton") is not None

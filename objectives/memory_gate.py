@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from kernels._backend import triton_is_default
 from kernels.gpu import gpu_of
 from objectives.config import TrialConfig
 from objectives.data import PreparedData
@@ -75,10 +76,11 @@ class MemoryGate:
         self.error = error
 
     @staticmethod
-    def of_card(data: PreparedData, device: torch.device) -> "MemoryGate":
-        """That of a CUDA device."""
+    def of_card(data: PreparedData, device: torch.device) -> "MemoryGate | None":
+        """That of a CUDA device; None of another, and where Triton does not compute."""
         gpu = gpu_of(device)
-        assert gpu is not None
+        if gpu is None or not triton_is_default():
+            return None
         return MemoryGate(MemoryModel(DataShape.of(data), gpu), PredictionError.of_card(device))
 
     def predict(self, config: TrialConfig, budget: int) -> int:

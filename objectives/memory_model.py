@@ -29,8 +29,10 @@ ALIGNMENT = 512
 WORKSPACES = 2 * (2 * (4 << 20) + 8 * (16 << 10))
 """Bytes that cuBLAS holds: `:4096:2:16:8` for the thread of forward passes and for that of
 backward passes."""
-_LIST_BYTES = 80 << 20
-"""Bytes that lists of the best items take at most, beside the model."""
+_LIST_BYTES, _MOST_LIST_BYTES = 20, 80 << 20
+"""Bytes that lists of the best items take for a history and a group, and at most."""
+_LIST_GROUPS = 4096
+"""Items, or groups of items, that the best of a history are chosen from at a time, at most."""
 
 _MOST_CLAIMS = 0x7FFF_FFFF
 _MARKED_SPLITS = 13
@@ -122,7 +124,7 @@ class MemoryModel:
             marked, gpu = _marked(config, claims, self.gpu)
             events = trace(config, marked, gpu)
             self._timelines[key] = Timeline(events, marked.named(config, gpu))
-        return self._estimate(self._timelines[key].at(names, ALIGNMENT), budget)
+        return self._estimate(self._timelines[key].at(names, ALIGNMENT), sizes, budget)
 
     def traced(self, config: TrialConfig, budget: int) -> MemoryEstimate:
         """The same by a trace of this very configuration."""
@@ -131,9 +133,9 @@ class MemoryModel:
         key = _structure(config), sizes
         if key not in self._timelines:
             self._timelines[key] = Timeline(trace(config, sizes, self.gpu), {})
-        return self._estimate(self._timelines[key].at({}, ALIGNMENT), budget)
+        return self._estimate(self._timelines[key].at({}, ALIGNMENT), sizes, budget)
 
-    def _estimate(self, parts: Mapping[str, int], budget: int) -> MemoryEstimate:
+    def _estimate(self, parts: Mapping[str, int], sizes: Sizes, budget: int) -> MemoryEstimate:
         held = dict(parts)
         data = [
             size
@@ -143,7 +145,9 @@ class MemoryModel:
         held["data"] = held.get("data", 0) + sum(data)
         held["libraries"] = WORKSPACES
         kept = {name: held.get(name, 0) for name in ("parameters", "optimizer", "data")}
-        with_lists = {**kept, "libraries": WORKSPACES, "evaluation": _LIST_BYTES}
+        _, histories, _ = sizes.evaluated
+        lists = histories * min(sizes.num_items, _LIST_GROUPS) * _LIST_BYTES
+        with_lists = {**kept, "libraries": WORKSPACES, "evaluation": min(lists, _MOST_LIST_BYTES)}
         return max(MemoryEstimate(held), MemoryEstimate(with_lists), key=lambda each: each.peak)
 
     def _sizes(self, config: TrialConfig) -> Sizes:

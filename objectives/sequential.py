@@ -85,9 +85,7 @@ class SequentialObjective:
         """Prepares for trials; gate: predicts their peaks (default: on CUDA, that of the card)."""
         self.data = data
         self.device = device
-        if gate is None and device.type == "cuda":
-            gate = MemoryGate.of_card(data, device)
-        self._gate = gate
+        self._gate = gate or MemoryGate.of_card(data, device)
 
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         """Trains with early stopping, restores the best weights, and tests once."""
