@@ -175,6 +175,11 @@ class SequentialObjective:
         )
         return progress.history[-1]
 
+    @property
+    def predicts(self) -> bool:
+        """Whether peaks are predicted here."""
+        return self._gate is not None
+
     def check(self, config: TrialConfig, budget: int) -> bool:
         """Whether the configuration is predicted to be near the budget; allocates nothing.
 

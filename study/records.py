@@ -17,6 +17,8 @@ Outcome = Literal["complete", "infeasible", "diverged", "pruned", "failed", "run
 
 RESULT = "result"
 """User attribute of a trial with all that was measured; see `TrialRecord`."""
+SPENT = "spent"
+"""User attribute of a trial with what it took of the setting that spends the budget."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TrialRecord:
         number: Its number in the study, from 0.
         outcome: How it ended.
         reason: Why, where it did not train to its end.
-        params: What the search chose.
+        params: What the search chose, and what was spent.
         config: Every setting, those fixed included; empty while running.
         quality: Validation NDCG@10; None unless complete.
         peak_memory: Bytes; None where not known.
@@ -155,7 +157,7 @@ def _trial(trial: FrozenTrial, mlflow_run: str | None) -> TrialRecord:
         number=trial.number,
         outcome=outcome,
         reason=result.get("reason", ""),
-        params=trial.params,
+        params={**trial.params, **trial.user_attrs.get(SPENT, {})},
         config=result.get("config", {}),
         quality=trial.values[0] if trial.values else None,
         peak_memory=result.get("peak_memory"),

@@ -55,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from study.space import build_space
 
     device = choose_device(spec.device)
-    space = build_space(spec.space, data.num_items, len(data.train))
+    space = build_space(spec.space, data.num_items, len(data.train), spec.spend_budget)
     if arguments.dry_run:
         print(json.dumps(_dry_run(spec, data, space, device), indent=2))
         return cli.OK
@@ -71,7 +71,8 @@ def _identity(
     return {
         "data": {"name": data.name, "digest": data.digest, "split": spec.split},
         "space": space.as_dict(),
-        "open": sorted(space.open),
+        "open": sorted({**space.open, **space.spent}),
+        "spend_budget": spec.spend_budget,
         "memory_budget": budget,
         "memory_source": memory_source(device),
         "seed": spec.seed,
@@ -131,6 +132,11 @@ def _run_study(
     name = spec.study or data.name
     check_server(spec.tracking_store)
     objective = SequentialObjective(data, device)
+    if spec.spend_budget and not objective.predicts:
+        raise UserError(
+            f"--spend-budget {spec.spend_budget}: what fits is predicted for a GPU with Triton, "
+            f"and this study runs on {device}; leave it out"
+        )
     folder = spec.output_dir / name
     ledger = _open_study(
         spec, spec.storage or default_storage(spec.output_dir, name), name, objective, space

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -55,22 +56,51 @@ class Space:
         open: Settings that every trial chooses.
         fixed: Settings with one value for all trials; the others have their defaults.
         num_items: V, by which `auto` is resolved.
+        spent: The setting, if any, that every trial takes as much of as fits; see `spend`.
     """
 
     open: dict[str, Range | Choices]
     fixed: dict[str, Value]
     num_items: int
+    spent: dict[str, Range] = field(default_factory=dict)
 
     def suggest(self, trial: "optuna.Trial") -> TrialConfig:
-        """The configuration of a trial, in which nothing is `auto`."""
+        """The configuration of a trial, in which nothing is `auto` and nothing is spent."""
         suggested = {name: part.suggest(trial, name) for name, part in self.open.items()}
-        return TrialConfig.from_flat({**self.fixed, **suggested}).resolved(self.num_items)
+        return self._config(suggested)
+
+    def spend(self, config: TrialConfig, fits: Callable[[TrialConfig], bool]) -> dict[str, Value]:
+        """The most of the spent setting with which the configuration fits, or the least there is.
+
+        Args:
+            config: The configuration.
+            fits: Whether one fits; more does not where less does not.
+        """
+        found: dict[str, Value] = {}
+        for name, part in self.spent.items():
+            low, high = int(part.low), int(part.high)
+            while low < high:
+                middle = (low + high + 1) // 2
+                if fits(self._config({**config.flat(), name: middle})):
+                    low = middle
+                else:
+                    high = middle - 1
+            found[name] = low
+        return found
+
+    def with_spent(self, config: TrialConfig, spent: Mapping[str, Value]) -> TrialConfig:
+        """The configuration with so much of the spent setting."""
+        return self._config({**config.flat(), **spent})
+
+    def _config(self, chosen: Mapping[str, Value]) -> TrialConfig:
+        least = {name: part.low for name, part in self.spent.items()}
+        return TrialConfig.from_flat({**self.fixed, **least, **chosen}).resolved(self.num_items)
 
     def smallest(self) -> list[TrialConfig]:
         """The configurations with the least of every number, one for each choice of words."""
         least: dict[str, Value] = {}
         words: dict[str, tuple[Value, ...]] = {}
-        for name, part in self.open.items():
+        for name, part in {**self.open, **self.spent}.items():
             if isinstance(part, Range):
                 least[name] = part.low
             elif isinstance(part.values[0], str):
@@ -87,12 +117,14 @@ class Space:
         defaults = TrialConfig().flat()
         shown = {
             name: [part.low, part.high] if isinstance(part, Range) else list(part.values)
-            for name, part in self.open.items()
+            for name, part in {**self.open, **self.spent}.items()
         }
         return {**defaults, **self.fixed, **shown}
 
 
-def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Space:
+def build_space(
+    asked: dict[str, Any], num_items: int, num_sequences: int, spend: str | None = None
+) -> Space:
     """The space that the user asked for, with the default ranges for what was not named.
 
     Args:
@@ -100,6 +132,7 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
             (choices).
         num_items: V; sampled negatives range to V-1, and `auto` is resolved by it.
         num_sequences: Training sequences; the batch size ranges to that.
+        spend: A setting that is not searched; see `Space.spend`.
 
     Raises:
         UserError: A setting is unknown, a value or a combination is not possible.
@@ -133,6 +166,14 @@ def build_space(asked: dict[str, Any], num_items: int, num_sequences: int) -> Sp
         {name: part for name, part in parts.items() if not isinstance(part, (Range, Choices))},
         num_items,
     )
+    if spend is not None:
+        part = space.open.pop(spend, None)
+        if not isinstance(part, Range):
+            raise UserError(
+                f"--spend-budget {spend}: it has no range to take from; give two numbers to "
+                f"--space.{spend}"
+            )
+        space = replace(space, spent={spend: part})
     _check_combinations(space)
     return space
 

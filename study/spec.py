@@ -104,6 +104,11 @@ class StudySpec(DataConfig):
         "card, or of the machine's memory without one; or a card such as A100-40GB, for 90%% of "
         "its memory (default: 90%% of the card, or half of the machine's memory without one)",
     )
+    spend_budget: Literal["batch_size", "negatives"] | None = Field(
+        None,
+        description="batch_size or negatives: not searched; every trial takes the most, within "
+        "its range, that the budget allows beside the other settings (on a GPU)",
+    )
     seed: int = Field(
         0, ge=0, lt=2**31, description="seeds the sampler and, with its number, a trial"
     )
@@ -201,6 +206,7 @@ _METAVARS = {
     "n_trials": "N",
     "timeout": "TIME",
     "memory_budget": "SIZE|SHARE|CARD",
+    "spend_budget": "SETTING",
     "seed": "N",
     "device": "DEVICE",
     "output_dir": "FOLDER",

@@ -27,7 +27,7 @@ from objectives.trial import (
 from study import budget, cli
 from study.ledger import Ledger
 from study.progress import StudyProgress
-from study.records import RESULT, StudyRecord, read
+from study.records import RESULT, SPENT, StudyRecord, read
 from study.space import Space
 from study.tracking import Tracker
 
@@ -186,6 +186,10 @@ class Worker:
         fault = ""
         try:
             config = self.space.suggest(trial)
+            if self.space.spent:
+                spent = trial.user_attrs.get(SPENT) or self.space.spend(config, self._fits)
+                trial.set_user_attr(SPENT, spent)
+                config = self.space.with_spent(config, spent)
             result["config"] = config.flat()
             if self.gate is not None:
                 self.gate(config, self._budget)
@@ -227,6 +231,13 @@ class Worker:
         self._progress.ended(record, record.trials[number])
         self._wake()
         return fault
+
+    def _fits(self, config: TrialConfig) -> bool:
+        """Whether a configuration is predicted to fit, and not only just."""
+        try:
+            return self.gate is None or not self.gate(config, self._budget)
+        except InfeasibleTrial:
+            return False
 
     def _tell(
         self,
@@ -292,7 +303,11 @@ def retry(ledger: Ledger, failed: FrozenTrial) -> bool:
     ledger.study.enqueue_trial(
         failed.params,
         user_attrs={
-            "seed": failed.user_attrs["seed"],
+            **{
+                name: failed.user_attrs[name]
+                for name in ("seed", SPENT)
+                if name in failed.user_attrs
+            },
             "retries": retries + 1,
             "retry_of": failed.number,
             "first_try": failed.user_attrs.get("first_try", failed.number),

@@ -53,6 +53,37 @@ def test_words_and_widths_are_choices_even_if_two() -> None:
     assert {config.model.width for config in space.smallest()} == {32}
 
 
+def test_what_is_spent_is_not_searched_and_takes_the_most_that_fits() -> None:
+    space = build_space({"batch_size": [8, 900]}, 10_000, 1000, "batch_size")
+    assert set(space.open) == {"negatives", "learning_rate"}
+    assert space.as_dict()["batch_size"] == [8, 900]
+    trial = optuna.create_study().ask()
+    config = space.suggest(trial)
+    assert set(trial.params) == set(space.open)
+    assert config.training.batch_size == 8
+    for most, expected in ((900, 900), (5000, 900), (123, 123), (8, 8), (1, 8)):
+
+        def fits(tried: TrialConfig, most: int = most) -> bool:
+            return tried.training.batch_size <= most
+
+        spent = space.spend(config, fits)
+        assert spent == {"batch_size": expected}
+    assert space.with_spent(config, {"batch_size": 77}).flat() == {
+        **config.flat(),
+        "batch_size": 77,
+    }
+    (smallest,) = space.smallest()
+    assert smallest.training.batch_size == 8
+
+
+@pytest.mark.parametrize("asked", [{"batch_size": 8}, {"batch_size": [8, 16, 32]}])
+def test_only_a_range_can_be_spent(asked: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^--spend-budget batch_size: it has no range"):
+        build_space(asked, 1000, 100, "batch_size")
+    with pytest.raises(UserError, match=r"^--spend-budget negatives: it has no range"):
+        build_space({"loss": "cce"}, 1000, 100, "negatives")
+
+
 def test_the_smallest_configuration_has_the_least_of_everything() -> None:
     (smallest,) = build_space({"max_length": [64, 32, 128]}, 1000, 100).smallest()
     assert smallest.flat() == {

@@ -23,7 +23,7 @@ from objectives.trial import (
 )
 from study.ledger import Ledger
 from study.records import read
-from study.space import Space
+from study.space import Space, build_space
 from study.worker import MachineFailedError, NothingFitsError, Worker, recover_lost
 
 BUDGET = 1 << 30
@@ -127,6 +127,34 @@ def test_what_the_gate_refuses_is_told_and_does_not_count(
         assert trial.constraints == {"memory": 3}
         assert not record.trials[number].launched
     assert all(trial.launched for trial in record.finished)
+
+
+def test_every_trial_spends_the_budget(ledger: Ledger, build_worker: BuildWorker) -> None:
+    tried = []
+
+    def gate(config: TrialConfig, budget: int) -> bool:
+        # 50 and more are near the budget, 60 and more exceed it.
+        if config.training.batch_size >= 60:
+            raise InfeasibleTrial(2 * budget, "predicted")
+        return config.training.batch_size >= 50
+
+    def flaky(config: TrialConfig, context: TrialContext) -> TrialResult:
+        tried.append(config.training.batch_size)
+        if len(tried) == 1:
+            raise MachineFault("something else holds the card's memory")
+        return succeed(config, context)
+
+    worker = build_worker(flaky)
+    worker.space = build_space({}, 1000, 100, "batch_size")
+    worker.gate = gate
+    worker.run(2)
+    # The second is the first again.
+    assert tried == [49, 49, 49]
+    record = read(ledger)
+    assert not record.refused
+    for trial in record.complete:
+        assert trial.params["batch_size"] == trial.config["batch_size"] == 49
+        assert "batch_size" not in frozen(ledger, trial.number).params
 
 
 def test_a_space_in_which_nothing_fits_is_given_up(
