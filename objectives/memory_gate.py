@@ -19,7 +19,7 @@ from objectives.memory_model import DataShape, MemoryModel
 from objectives.trial import InfeasibleTrial
 
 _UNKNOWN_SHARE = 0.05
-"""Share of a peak that a prediction may be off by, before trials have shown it."""
+"""Share of a peak that a prediction may be off by, at least, while few trials have shown it."""
 _LEAST_SHARE = 0.01
 _LEAST_PEAKS, _MOST_PEAKS = 5, 200
 
@@ -50,11 +50,8 @@ class PredictionError:
     @property
     def share(self) -> float:
         """What part of a peak the corrected prediction may be off by."""
-        if len(self._peaks) < _LEAST_PEAKS:
-            return _UNKNOWN_SHARE
-        return max(
-            _LEAST_SHARE, *(abs(took / self.corrected(said) - 1) for said, took in self._peaks)
-        )
+        least = _UNKNOWN_SHARE if len(self._peaks) < _LEAST_PEAKS else _LEAST_SHARE
+        return max([least, *(abs(took / self.corrected(said) - 1) for said, took in self._peaks)])
 
     def learn(self, predicted: int, measured: int) -> None:
         """Takes in a peak, in bytes; that of a trial that ran out of memory is its lower bound."""
@@ -96,7 +93,8 @@ class MemoryGate:
         peak = self.predict(config, budget)
         if peak * (1 - self.error.share) > budget:
             raise InfeasibleTrial(peak, "predicted")
-        return peak * (1 + self.error.share) > budget
+        # A trial that ran out of memory took the budget, or more.
+        return round(peak * (1 + self.error.share)) >= budget
 
     def learn(self, config: TrialConfig, budget: int, measured: int) -> None:
         """Takes in what a trial has taken, in bytes."""

@@ -26,9 +26,9 @@ from objectives.memory_trace import Sizes, Timeline, trace
 
 ALIGNMENT = 512
 """Bytes; the caching allocator gives out multiples of it."""
-WORKSPACES = 2 * (2 * (4 << 20) + 8 * (16 << 10))
-"""Bytes that cuBLAS holds: `:4096:2:16:8` for the thread of forward passes and for that of
-backward passes."""
+_WORKSPACES = {"fast": 2 * (2 * (4 << 20) + 8 * (16 << 10)), "deterministic": 2 * 8 * (4 << 20)}
+"""Bytes that cuBLAS holds for the thread of forward passes and for that of backward passes:
+`:4096:2:16:8` or `:4096:8` each, as `objectives.sequential` sets it."""
 _LIST_BYTES, _MOST_LIST_BYTES = 20, 80 << 20
 """Bytes that lists of the best items take for a history and a group, and at most."""
 _LIST_GROUPS = 4096
@@ -124,7 +124,7 @@ class MemoryModel:
             marked, gpu = _marked(config, claims, self.gpu)
             events = trace(config, marked, gpu)
             self._timelines[key] = Timeline(events, marked.named(config, gpu))
-        return self._estimate(self._timelines[key].at(names, ALIGNMENT), sizes, budget)
+        return self._estimate(config, self._timelines[key].at(names, ALIGNMENT), sizes, budget)
 
     def traced(self, config: TrialConfig, budget: int) -> MemoryEstimate:
         """The same by a trace of this very configuration."""
@@ -133,9 +133,11 @@ class MemoryModel:
         key = _structure(config), sizes
         if key not in self._timelines:
             self._timelines[key] = Timeline(trace(config, sizes, self.gpu), {})
-        return self._estimate(self._timelines[key].at({}, ALIGNMENT), sizes, budget)
+        return self._estimate(config, self._timelines[key].at({}, ALIGNMENT), sizes, budget)
 
-    def _estimate(self, parts: Mapping[str, int], sizes: Sizes, budget: int) -> MemoryEstimate:
+    def _estimate(
+        self, config: TrialConfig, parts: Mapping[str, int], sizes: Sizes, budget: int
+    ) -> MemoryEstimate:
         held = dict(parts)
         data = [
             size
@@ -143,11 +145,13 @@ class MemoryModel:
             if not stays_on_host(size, budget)
         ]
         held["data"] = held.get("data", 0) + sum(data)
-        held["libraries"] = WORKSPACES
-        kept = {name: held.get(name, 0) for name in ("parameters", "optimizer", "data")}
+        held["libraries"] = _WORKSPACES[config.training.arithmetic]
+        kept = {
+            name: held.get(name, 0) for name in ("parameters", "optimizer", "data", "libraries")
+        }
         _, histories, _ = sizes.evaluated
         lists = histories * min(sizes.num_items, _LIST_GROUPS) * _LIST_BYTES
-        with_lists = {**kept, "libraries": WORKSPACES, "evaluation": min(lists, _MOST_LIST_BYTES)}
+        with_lists = {**kept, "evaluation": min(lists, _MOST_LIST_BYTES)}
         return max(MemoryEstimate(held), MemoryEstimate(with_lists), key=lambda each: each.peak)
 
     def _sizes(self, config: TrialConfig) -> Sizes:

@@ -320,22 +320,15 @@ def _largest(
     name: str,
     budget: int,
 ) -> Row:
-    """The largest value of a setting that fits, by bisection; 1, if that does not."""
+    """The largest value of a setting that fits; 1, if that does not."""
+    from study.space import largest_fitting
 
     def fits(value: int) -> bool:
         return _predict(model, _with(config, name, value), budget).peak <= budget
 
     # A few larger ones, which fillers happen to suit, may fit too; the next does not.
     most = _most(model.data)[name]
-    fitting, too_large = 1, most + 1
-    if fits(most):
-        fitting = most
-    while too_large - fitting > 1:
-        middle = (fitting + too_large) // 2
-        if fits(middle):
-            fitting = middle
-        else:
-            too_large = middle
+    fitting = largest_fitting(1, most, fits)
     found = _with(config, name, fitting)
     return _row(model, found, shown, budget, is_most=fitting == most)
 

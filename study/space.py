@@ -78,14 +78,11 @@ class Space:
         """
         found: dict[str, Value] = {}
         for name, part in self.spent.items():
-            low, high = int(part.low), int(part.high)
-            while low < high:
-                middle = (low + high + 1) // 2
-                if fits(self._config({**config.flat(), name: middle})):
-                    low = middle
-                else:
-                    high = middle - 1
-            found[name] = low
+
+            def value_fits(value: int, name: str = name) -> bool:
+                return fits(self._config({**config.flat(), name: value}))
+
+            found[name] = largest_fitting(int(part.low), int(part.high), value_fits)
         return found
 
     def with_spent(self, config: TrialConfig, spent: Mapping[str, Value]) -> TrialConfig:
@@ -176,6 +173,17 @@ def build_space(
         space = replace(space, spent={spend: part})
     _check_combinations(space)
     return space
+
+
+def largest_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from low to high that fits, by bisection; low, if none does."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def limits(num_items: int, num_sequences: int) -> dict[str, tuple[int, str]]:

@@ -102,8 +102,8 @@ class Worker:
         ledger: The study.
         space: What a trial may vary.
         objective: What runs a trial.
-        gate: gate(config, budget) raises InfeasibleTrial for what is predicted to exceed the
-            budget; None: everything runs.
+        gate: gate(config, budget) says whether a configuration is near the budget, and raises
+            InfeasibleTrial for one that is predicted to exceed it; None: everything runs.
         seed: The study's seed.
         tags: Kept with every trial: card, driver, versions.
         folder: Where running trials keep the state of their training.
@@ -121,7 +121,7 @@ class Worker:
         progress: StudyProgress,
         tracker: Tracker | None,
         stop: Stop,
-        gate: Callable[[TrialConfig, int], object] | None = None,
+        gate: Callable[[TrialConfig, int], bool] | None = None,
     ) -> None:
         self.ledger = ledger
         self.space = space

@@ -43,6 +43,15 @@ def test_an_error_is_learned_and_kept(tmp_path: Path) -> None:
         assert known.share == pytest.approx(400 / 16100, rel=0.03)
 
 
+def test_a_mistake_is_not_made_twice(gate: MemoryGate) -> None:
+    peak = gate.predict(config(), 1 << 40)
+    budget = int(peak * 1.1)
+    assert gate.check(config(), budget) is False
+    # It ran out of memory there all the same: from now on a probe decides.
+    gate.learn(config(), budget, budget)
+    assert gate.check(config(), budget) is True
+
+
 def test_what_is_known_is_bounded(tmp_path: Path) -> None:
     error = PredictionError(tmp_path / "card.json")
     for measured in range(205):

@@ -106,10 +106,11 @@ def test_what_the_gate_refuses_is_told_and_does_not_count(
 ) -> None:
     launched = []
 
-    def gate(config: TrialConfig, budget: int) -> None:
+    def gate(config: TrialConfig, budget: int) -> bool:
         assert budget == BUDGET
         if len(ledger.study.trials) in (1, 3):
             raise InfeasibleTrial(4 * BUDGET, "predicted")
+        return False
 
     def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
         launched.append(config)
@@ -168,7 +169,7 @@ def test_a_space_in_which_nothing_fits_is_given_up(
     assert len(read(ledger).refused) == 3
 
 
-def _refuse(config: TrialConfig, budget: int) -> None:
+def _refuse(config: TrialConfig, budget: int) -> bool:
     raise InfeasibleTrial(2 * budget, "predicted")
 
 
