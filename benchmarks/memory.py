@@ -7,7 +7,7 @@ Random configurations over losses, models, optimizers and types, on three made-u
 predicted peak is between 0.5 and 60 GiB. Each is predicted as a study does it, without what trials
 have taught (`closed_ms`: by the trace of its structure, which is there; `trace_seconds`: by a
 trace of its own), then measured by a probe: two training steps on the largest batch, and a batch
-of an evaluation. A process for each data set shares the card; its peaks are its own.
+of an evaluation. Two processes for each data set share the card; their peaks are their own.
 """
 
 import argparse
@@ -35,6 +35,10 @@ from objectives.trial import InfeasibleTrial
 
 _GIB = 1 << 30
 _LEAST, _MOST = _GIB // 2, 60 * _GIB
+_PROCESSES = 2
+"""Of each catalogue."""
+_SPARE = 16 * _GIB
+"""Beside a quarter more than predicted, what must be left of the card for a measurement."""
 _CATALOGUES = {
     "20 k": (20_000, 60_000, 60),
     "500 k": (500_000, 100_000, 20),
@@ -115,7 +119,8 @@ def _measure(catalogue: str, asked: Connection, results: Connection) -> None:
     gpu = gpu_of(device)
     assert gpu is not None
     model = MemoryModel(DataShape.of(data), gpu)
-    while (chosen := asked.recv()) is not None:
+    while (job := asked.recv()) is not None:
+        chosen, predicted = job
         config = TrialConfig.from_flat(chosen)
         begin = time.perf_counter()
         model.traced(config, _MOST)
@@ -123,7 +128,7 @@ def _measure(catalogue: str, asked: Connection, results: Connection) -> None:
         begin = time.perf_counter()
         outcome, measured = "ok", math.nan
         try:
-            measured = objective.probe(config, _MOST, room=_MOST + 8 * _GIB)
+            measured = objective.probe(config, _MOST, room=predicted + predicted // 4 + _SPARE)
         except InfeasibleTrial as error:
             outcome, measured = error.source, error.peak_bytes
         except Exception as error:
@@ -134,7 +139,7 @@ def _measure(catalogue: str, asked: Connection, results: Connection) -> None:
 def _run(
     found: list[tuple[str, dict[str, Any], int, float]], time_limit: float
 ) -> list[tuple[int, tuple[str, float, float, float]]]:
-    """What was measured of each job; a process for each catalogue."""
+    """What was measured of each job; some processes for each catalogue."""
     deadline = time.monotonic() + time_limit
     spawn = multiprocessing.get_context("spawn")
     waiting = {
@@ -147,12 +152,13 @@ def _run(
     def ask(receiver: Connection, catalogue: str, asked: Connection) -> None:
         if waiting[catalogue] and time.monotonic() < deadline:
             place = waiting[catalogue].pop(0)
-            asked.send(found[place][1])
+            _, chosen, predicted, _ = found[place]
+            asked.send((chosen, predicted))
             running[receiver] = catalogue, asked, place
         else:
             asked.send(None)
 
-    for catalogue in _CATALOGUES:
+    for catalogue in _PROCESSES * list(_CATALOGUES):
         questions, asked = spawn.Pipe(duplex=False)
         receiver, answers = spawn.Pipe(duplex=False)
         spawn.Process(target=_measure, args=(catalogue, questions, answers), daemon=True).start()

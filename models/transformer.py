@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from models.blocks import Block, LayerNorm, rotations
+from models.blocks import Block, LayerNorm, drop, rotations
 from models.config import ModelConfig
 from models.item_table import ItemTable
 from models.packing import Packing
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
             rotation = rotations(packing.position_T, head_width)
         else:
             states_TD = states_TD + F.embedding(packing.position_T, self.positions)
-        states_TD = F.dropout(states_TD, self.config.dropout, self.training)
+        states_TD = drop(states_TD, self.config.dropout, training=self.training)
         for block in self.blocks:
             states_TD = block(states_TD, packing, rotation)
         output: Tensor = self.norm(states_TD)

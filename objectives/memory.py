@@ -1,6 +1,7 @@
 """Measures the peak memory of a trial, holds it to its budget, and says what it takes at least."""
 
 import gc
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,6 +88,7 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.empty_cache()
         card.wait_for_memory(device, budget)
+        _grow_segments()
         torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0), device)
         torch.cuda.reset_peak_memory_stats(device)
         meter = MemoryMeter(
@@ -108,6 +110,15 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
             yield meter
     except torch.OutOfMemoryError:
         raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
+
+
+def _grow_segments() -> None:
+    """Lets memory that the allocator holds grow in place, unless the user has set it up.
+
+    What lies idle between allocations counts against the budget too.
+    """
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]

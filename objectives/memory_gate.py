@@ -21,6 +21,8 @@ from objectives.trial import InfeasibleTrial
 _UNKNOWN_SHARE = 0.05
 """Share of a peak that a prediction may be off by, at least, while few trials have shown it."""
 _LEAST_SHARE = 0.01
+_SMALL_PEAK = 128 << 20
+"""Bytes; smaller peaks are off by as much as this one, not by a share of their own."""
 _LEAST_PEAKS, _MOST_PEAKS = 5, 200
 
 
@@ -47,11 +49,14 @@ class PredictionError:
             return predicted
         return predicted + int(statistics.median(took - said for said, took in self._peaks))
 
-    @property
-    def share(self) -> float:
-        """What part of a peak the corrected prediction may be off by."""
+    def margin(self, peak: int) -> int:
+        """Bytes that a corrected prediction of this peak may be off by."""
         least = _UNKNOWN_SHARE if len(self._peaks) < _LEAST_PEAKS else _LEAST_SHARE
-        return max([least, *(abs(took / self.corrected(said) - 1) for said, took in self._peaks)])
+        shares = (
+            abs(took - self.corrected(said)) / max(self.corrected(said), _SMALL_PEAK)
+            for said, took in self._peaks
+        )
+        return round(max([least, *shares]) * max(peak, _SMALL_PEAK))
 
     def learn(self, predicted: int, measured: int) -> None:
         """Takes in a peak, in bytes; that of a trial that ran out of memory is its lower bound."""
@@ -91,10 +96,11 @@ class MemoryGate:
             InfeasibleTrial: It exceeds the budget by more than the prediction may be off.
         """
         peak = self.predict(config, budget)
-        if peak * (1 - self.error.share) > budget:
+        margin = self.error.margin(peak)
+        if peak - margin > budget:
             raise InfeasibleTrial(peak, "predicted")
         # A trial that ran out of memory took the budget, or more.
-        return round(peak * (1 + self.error.share)) >= budget
+        return peak + margin >= budget
 
     def learn(self, config: TrialConfig, budget: int, measured: int) -> None:
         """Takes in what a trial has taken, in bytes."""

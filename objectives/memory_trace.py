@@ -34,8 +34,11 @@ from objectives.training import Trainer
 GRADIENTS = "gradients"
 
 _CPU = torch.device("cpu")
+_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.index_add.default
+"""What backward passes do in place, but where Python sees the tensors, as it does here."""
 _FLASH_ROWS = 128
-"""Rows that flash attention's backward pass adds to every sequence of its sums."""
+"""Rows that flash attention's backward pass adds to every sequence of its sums, whose heads it
+widens to multiples of 32, or to 256."""
 
 
 class Event(NamedTuple):
@@ -87,7 +90,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
                 return func.redispatch(keys, *args, **kwargs)
         output = func(*args, **kwargs)
-        if func is torch.ops.aten.add.Tensor and self.part == GRADIENTS:
+        if func in _IN_PLACE and self.part == GRADIENTS:
             self._take_over(args[0], output)
         for value in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(value, Tensor):
@@ -109,7 +112,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.events.append(event)
 
     def _take_over(self, held: Tensor, total: Tensor) -> None:
-        """Autograd adds gradients in place, but for those that Python holds, as it does here."""
+        """The total lies where the first summand was."""
         key = held.untyped_storage()._cdata
         if key in self._live and held.shape == total.shape and held.dtype == total.dtype:
             event, _ = self._live.pop(key)
@@ -123,8 +126,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_flash(self, query: Tensor, offsets: Tensor) -> None:
         """What the backward pass of flash attention adds in: float32, beside its outputs."""
-        num_tokens, *heads = query.shape
-        sums = [(4, num_tokens, *heads), (4 * _FLASH_ROWS, len(offsets) - 1, *heads)]
+        num_tokens, num_heads, width = query.shape
+        summed = -(-width // 32) * 32 if width <= 192 else 256
+        sums = [
+            shape
+            for columns in (summed, 1)
+            for shape in (
+                (4, num_tokens, num_heads, columns),
+                (4 * _FLASH_ROWS, len(offsets) - 1, num_heads, columns),
+            )
+        ]
         events = [Event(self.part, shape, 1) for shape in sums]
         self.events += [*events, *(event._replace(sign=-1) for event in events)]
 

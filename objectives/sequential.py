@@ -94,7 +94,7 @@ class SequentialObjective:
         is_near = self.check(config, budget)
         try:
             if is_near:
-                peak = self.probe(config, budget, room=self._room())
+                peak = self.probe(config, budget, room=self.room)
                 if peak > budget:
                     raise InfeasibleTrial(peak, "probed")
             result = self._run(config, context)
@@ -219,10 +219,14 @@ class SequentialObjective:
             target_ranks(states_BD, table_VD, batch.targets_B, batch.seen)
         return memory.peak
 
-    def _room(self) -> int:
-        """Bytes that a probe may allocate: beyond the budget, so that its peak is a true one."""
+    @property
+    def room(self) -> int:
+        """Bytes that a probe may allocate: beyond the budget, so that its peak is a true one.
+
+        Of a card nearly all that others leave, who may take a little more meanwhile.
+        """
         if self.device.type == "cuda":
-            return available_memory(self.device)
+            return available_memory(self.device) * 15 // 16
         return int(psutil.virtual_memory().available)
 
     def _learn(self, config: TrialConfig, budget: int, peak: int) -> None:

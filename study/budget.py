@@ -63,26 +63,18 @@ def _owner(device: "torch.device") -> str:
     return f"card ({torch.cuda.get_device_name(device)})"
 
 
-def check_floor(
-    objective: "SequentialObjective", space: Space, budget: int, device: "torch.device"
-) -> None:
+def check_floor(objective: "SequentialObjective", space: Space, budget: int) -> None:
     """Measures one step of the smallest configuration and refuses a budget below its peak.
 
     Raises:
         UserError: The budget is below what the smallest configuration needs.
     """
-    room = total_memory(device)
-    if device.type == "cuda":
-        from objectives.card import available_memory
-
-        # More would be waited for, and the smallest configuration may do with less.
-        room = available_memory(device)
     floors = []
     for smallest in space.smallest():
         shown = ", ".join(f"{name} {smallest.flat()[name]}" for name in space.open)
         try:
             objective.check(smallest, budget)
-            floors.append((objective.probe(smallest, budget, room=room), shown))
+            floors.append((objective.probe(smallest, budget, room=objective.room), shown))
         except InfeasibleTrial as error:
             floors.append((error.peak_bytes, shown))
     peak, shown = min(floors)

@@ -223,7 +223,7 @@ def _open_study(
             _refuse_difference(name, ledger.identity, asked)
             _make_folder(spec.output_dir / name)
             return ledger
-    check_floor(objective, space, budget, objective.device)
+    check_floor(objective, space, budget)
     baseline = most_popular(objective.data)
     if file is not None:
         _make_folder(file.parent)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ModelConfig
-from models.blocks import LayerNorm
+from models.blocks import LayerNorm, Linear, drop
 from models.packing import Packing
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -41,3 +41,38 @@ def test_a_norm_has_the_weights_of_torchs() -> None:
     ours.load_state_dict(theirs.state_dict())
     states_TD = torch.randn(5, 8)
     assert torch.equal(ours(states_TD), theirs(states_TD))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_linear_layer_learns_as_torchs(autocast: bool) -> None:
+    theirs, ours = nn.Linear(8, 6), Linear(8, 6)
+    ours.load_state_dict(theirs.state_dict())
+    states_TD, weight_TE = torch.randn(50, 8), torch.randn(50, 6)
+    gradients = []
+    for layer in (theirs, ours):
+        inputs = states_TD.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=BF16, enabled=autocast):
+            output = layer(inputs)
+        (output * weight_TE).sum().backward()
+        assert layer.bias.grad is not None
+        assert layer.bias.grad.dtype == FP32
+        gradients.append((output.detach(), inputs.grad, layer.weight.grad, layer.bias.grad))
+    for ours_, theirs_ in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-5, atol=0.05 if autocast else 1e-5)
+
+
+def test_dropout_keeps_the_mean_and_a_mask_of_bytes() -> None:
+    states_TD = torch.ones(2000, 10, requires_grad=True)
+    saved = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.dtype)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        dropped = drop(states_TD, 0.25, training=True)
+    assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0, 4 / 3])
+    assert dropped.mean().item() == pytest.approx(1, abs=0.02)
+    assert saved == [torch.bool]
+    assert drop(states_TD, 0.25, training=False) is states_TD
+    assert drop(states_TD, 0.0, training=True) is states_TD

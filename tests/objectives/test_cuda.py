@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ import torch
 
 from kernels import Uniform, full_cross_entropy, sampled_cross_entropy, target_ranks, top_k
 from kernels.candidates import Draws, draw
+from kernels.gpu import gpu_of
 from objectives import card
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceTargets
 from objectives.memory import least_table_memory, measured_memory
+from objectives.memory_gate import MemoryGate, PredictionError
+from objectives.memory_model import DataShape, MemoryModel
 from objectives.sequential import SequentialObjective
 from objectives.trial import InfeasibleTrial, MachineFault
 
@@ -121,6 +125,14 @@ def test_the_budget_is_the_end_of_memory_and_memory_comes_back() -> None:
     del kept
 
 
+def test_no_more_is_taken_than_is_asked_for() -> None:
+    # Segments that cannot grow are multiples of 2 MiB, and less than 1 MiB is not cut off.
+    with measured_memory(CUDA, 1 << 30) as memory:
+        before = torch.cuda.memory_allocated(CUDA)
+        kept = torch.empty((13 << 20) + (1 << 19), dtype=torch.uint8, device=CUDA)
+    assert memory.peak - before == kept.numel()
+
+
 def test_a_trial_learns_within_its_budget(data: PreparedData) -> None:
     config = TrialConfig.from_flat(
         {"batch_size": 64, "negatives": 100, "learning_rate": 5e-3, "dropout": 0.0}
@@ -173,9 +185,16 @@ def test_a_large_table_takes_what_is_predicted_and_little_more(
     assert peaks[1] <= share * peaks[0]
 
 
-def test_a_trial_over_its_budget_is_infeasible_and_the_next_is_not(data: PreparedData) -> None:
+def test_a_trial_over_its_budget_is_infeasible_and_the_next_is_not(
+    data: PreparedData, tmp_path: Path
+) -> None:
     config = TrialConfig.from_flat({"batch_size": 500, "max_epochs": 1})
-    objective = SequentialObjective(data, CUDA)
+    # What the trials of other tests took must not make this one worth a probe.
+    gpu = gpu_of(CUDA)
+    assert gpu is not None
+    model = MemoryModel(DataShape.of(data), gpu)
+    gate = MemoryGate(model, PredictionError(tmp_path / "card.json"))
+    objective = SequentialObjective(data, CUDA, gate)
     with pytest.raises(InfeasibleTrial) as caught:
         objective(config, Context(32 << 20))
     assert caught.value.source == "predicted"

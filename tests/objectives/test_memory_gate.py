@@ -34,18 +34,26 @@ def config(**settings: Any) -> TrialConfig:
 def test_an_error_is_learned_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "memory" / "card.json"
     error = PredictionError(path)
-    assert error.share == 0.05
-    for predicted, extra in ((1000, 90), (2000, 100), (4000, 110), (8000, 100), (16000, 500)):
+    assert error.margin(1 << 30) == round(0.05 * 2**30)
+    for mib, extra in ((1000, 9), (2000, 10), (4000, 11), (8000, 10), (16000, 500)):
         assert error.corrected(5000) == 5000
-        error.learn(predicted, predicted + extra)
+        error.learn(mib << 20, (mib + extra) << 20)
     for known in (error, PredictionError(path)):
-        assert known.corrected(5000) == 5100
-        assert known.share == pytest.approx(400 / 16100, rel=0.03)
+        assert known.corrected(5000) == 5000 + (10 << 20)
+        assert known.margin(1 << 30) == pytest.approx(490 / 16010 * 2**30)
+
+
+def test_an_error_of_small_trials_does_not_widen_the_margin_of_large_ones(tmp_path: Path) -> None:
+    error = PredictionError(tmp_path / "card.json")
+    for extra in (0, 0, 0, 0, 10):
+        error.learn(20 << 20, (20 + extra) << 20)
+    assert error.margin(20 << 20) == 10 << 20
+    assert error.margin(1280 << 20) == 100 << 20
 
 
 def test_a_mistake_is_not_made_twice(gate: MemoryGate) -> None:
     peak = gate.predict(config(), 1 << 40)
-    budget = int(peak * 1.1)
+    budget = peak + (8 << 20)
     assert gate.check(config(), budget) is False
     # It ran out of memory there all the same: from now on a probe decides.
     gate.learn(config(), budget, budget)
@@ -57,16 +65,16 @@ def test_what_is_known_is_bounded(tmp_path: Path) -> None:
     for measured in range(205):
         error.learn(1 << 30, (1 << 30) + (1000 if measured < 5 else 3000))
     assert error.corrected(0) == 3000
-    assert error.share == 0.01
+    assert error.margin(1 << 30) == round(0.01 * 2**30)
 
 
 def test_the_gate_refuses_lets_through_and_asks_for_a_probe(gate: MemoryGate) -> None:
     peak = gate.predict(config(), 1 << 40)
     assert gate.check(config(), 2 * peak) is False
-    assert gate.check(config(), int(peak * 1.02)) is True
-    assert gate.check(config(), int(peak * 0.98)) is True
+    assert gate.check(config(), peak + (2 << 20)) is True
+    assert gate.check(config(), peak - (2 << 20)) is True
     with pytest.raises(InfeasibleTrial) as caught:
-        gate.check(config(), int(peak * 0.9))
+        gate.check(config(), peak - (8 << 20))
     assert (caught.value.peak_bytes, caught.value.source) == (peak, "predicted")
 
 

@@ -67,9 +67,9 @@ def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv
     space = build_space({"width": [8, 16]}, data.num_items, len(data.train))
     (smallest,) = space.smallest()
     needed = objective.probe(smallest, 1 << 40)
-    check_floor(objective, space, needed, CPU)
+    check_floor(objective, space, needed)
     with pytest.raises(UserError) as caught:
-        check_floor(objective, space, needed - 1, CPU)
+        check_floor(objective, space, needed - 1)
     assert format_bytes(needed) in str(caught.value)
     assert "width 8" in str(caught.value)
 
@@ -83,7 +83,7 @@ def test_the_floor_is_measured_beside_another_process(
     cuda = torch.device("cuda", 0)
     data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
     space = build_space({}, data.num_items, len(data.train))
-    check_floor(SequentialObjective(data, cuda), space, total_memory(cuda), cuda)
+    check_floor(SequentialObjective(data, cuda), space, total_memory(cuda))
     assert holder.poll() is None
 
 
@@ -95,5 +95,5 @@ def test_a_table_beyond_the_budget_is_not_even_probed(
     monkeypatch.setattr(SequentialObjective, "probe", None)
     space = build_space({"width": 4096}, data.num_items, len(data.train))
     with pytest.raises(UserError) as caught:
-        check_floor(objective, space, 2**20, CPU)
+        check_floor(objective, space, 2**20)
     assert format_bytes(16 * 4096 * data.num_items) in str(caught.value)
