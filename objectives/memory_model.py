@@ -2,9 +2,9 @@
 
 Shapes: T tokens, V items, D width.
 
-The allocations of two training steps and an evaluation are traced (`objectives.memory_trace`) once
-for every structure of a trial; batch size, length, negatives and catalogue are then put into the
-trace's dimensions. Added are the data, and what libraries hold.
+The allocations of a training step and an evaluation are traced (`objectives.memory_trace`) once
+for every structure of a trial; batch size, length, negatives, catalogue and the number of blocks
+are then put into the trace. Added are the data, and what libraries hold.
 """
 
 from collections.abc import Mapping
@@ -119,12 +119,17 @@ class MemoryModel:
         names = sizes.named(config, self.gpu)
         few = names["G"] * names["K"] <= min(4 * names["V"], _MOST_CLAIMS)
         claims = config.training.by_rows or few
-        key = _structure(config), claims
+        # The second of three blocks stands for any number of them, or none.
+        num_blocks = config.model.num_blocks
+        model = config.model.model_copy(update={"num_blocks": 3 if num_blocks > 1 else 1})
+        traced = config.model_copy(update={"model": model})
+        key = _structure(traced), claims
         if key not in self._timelines:
             marked, gpu = _marked(config, claims, self.gpu)
-            events = trace(config, marked, gpu)
+            events = trace(traced, marked, gpu)
             self._timelines[key] = Timeline(events, marked.named(config, gpu))
-        return self._estimate(config, self._timelines[key].at(names, ALIGNMENT), sizes, budget)
+        parts = self._timelines[key].at(names, ALIGNMENT, num_blocks - 2)
+        return self._estimate(config, parts, sizes, budget)
 
     def traced(self, config: TrialConfig, budget: int) -> MemoryEstimate:
         """The same by a trace of this very configuration."""

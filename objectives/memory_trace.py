@@ -6,7 +6,8 @@ touched items, V items.
 The code of a training step and of an evaluation runs, as on a GPU, on tensors that have shapes and
 no numbers (`kernels.gpu.simulated_gpu`), so a trace is true for any model and any loss. Sizes that
 vary from trial to trial are large primes in it: a dimension says by its value which of them it is,
-and one trace holds for all their values.
+and one trace holds for all their values. So it does for all numbers of blocks: what happens in the
+second of three happens again in every further one.
 """
 
 import math
@@ -16,11 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import target_ranks
+from kernels import RowGradient, target_ranks
 from kernels.gpu import Gpu, simulated_gpu
 from kernels.launch import config_of, forward_splits
 from models.packing import Packing
@@ -48,11 +50,13 @@ class Event(NamedTuple):
         part: What it is for.
         shape: Bytes of an element, then the dimensions.
         sign: 1, or -1 for its end.
+        repeats: Whether every block between the first and the last has it.
     """
 
     part: str
     shape: tuple[int, ...]
     sign: int
+    repeats: bool = False
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,13 +67,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         events: What happened so far.
         part: What the next allocations are for.
+        repeats: Whether what happens next does so in every block between the first and the last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *token_numbers: int) -> None:
+        """Begins; token_numbers: T of the batches."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._token_numbers = token_numbers
         self.events: list[Event] = []
         self.part = ""
-        self._live: dict[int, tuple[Event, weakref.KeyedRef[int, torch.UntypedStorage]]] = {}
+        self.repeats = False
+        self._live: dict[int, tuple[int, weakref.KeyedRef[int, torch.UntypedStorage]]] = {}
 
     def doing(self, part: str, call: Callable[..., Any], then: str) -> Callable[..., Any]:
         """A function whose allocations are for a part; what follows is for another."""
@@ -92,14 +100,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **kwargs)
         if func in _IN_PLACE and self.part == GRADIENTS:
             self._take_over(args[0], output)
+        like = args[0] if self.part == "optimizer" and args else None
         for value in output if isinstance(output, (tuple, list)) else (output,):
             if isinstance(value, Tensor):
-                self._note(value)
+                self._note(value, self.knows_repeating(like) or self.repeats)
         if func.name() == "torch_attn::_varlen_attn_backward":
             self._note_flash(query=args[1], offsets=args[6])
         return output
 
-    def _note(self, tensor: Tensor) -> None:
+    def knows_repeating(self, tensor: object) -> bool:
+        """Whether it is a tensor that every block between the first and the last has."""
+        if not isinstance(tensor, Tensor):
+            return False
+        known = self._live.get(tensor.untyped_storage()._cdata)
+        return known is not None and self.events[known[0]].repeats
+
+    def mark_repeating(self, tensor: Tensor) -> None:
+        """Every block between the first and the last has one like this."""
+        place, _ = self._live[tensor.untyped_storage()._cdata]
+        self.events[place] = self.events[place]._replace(repeats=True)
+
+    def _note(self, tensor: Tensor, repeats: bool) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._live:
@@ -107,22 +128,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shape = (tensor.element_size(), *tensor.shape)
         if storage.nbytes() != int(np.prod(shape, dtype=np.int64)):
             shape = (1, storage.nbytes())
-        event = Event(self.part, shape, 1)
-        self._live[key] = event, weakref.KeyedRef(storage, self._free, key)
-        self.events.append(event)
+        self._live[key] = len(self.events), weakref.KeyedRef(storage, self._free, key)
+        self.events.append(Event(self.part, shape, 1, repeats))
 
     def _take_over(self, held: Tensor, total: Tensor) -> None:
         """The total lies where the first summand was."""
         key = held.untyped_storage()._cdata
         if key in self._live and held.shape == total.shape and held.dtype == total.dtype:
-            event, _ = self._live.pop(key)
+            place, _ = self._live.pop(key)
             storage = total.untyped_storage()
             reference = weakref.KeyedRef(storage, self._free, storage._cdata)
-            self._live[storage._cdata] = event, reference
+            self._live[storage._cdata] = place, reference
 
     def _free(self, reference: weakref.KeyedRef[int, torch.UntypedStorage]) -> None:
-        event, _ = self._live.pop(reference.key)
-        self.events.append(event._replace(sign=-1))
+        place, _ = self._live.pop(reference.key)
+        event = self.events[place]
+        # States are handed from block to block, all else is of one.
+        is_handed = any(number in event.shape for number in self._token_numbers)
+        repeats = self.repeats if is_handed else event.repeats
+        self.events.append(event._replace(sign=-1, repeats=repeats))
 
     def _note_flash(self, query: Tensor, offsets: Tensor) -> None:
         """What the backward pass of flash attention adds in: float32, beside its outputs."""
@@ -136,7 +160,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 (4 * _FLASH_ROWS, len(offsets) - 1, num_heads, columns),
             )
         ]
-        events = [Event(self.part, shape, 1) for shape in sums]
+        events = [Event(self.part, shape, 1, self.repeats) for shape in sums]
         self.events += [*events, *(event._replace(sign=-1) for event in events)]
 
 
@@ -207,7 +231,10 @@ class Sizes(NamedTuple):
 
 
 def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
-    """Two training steps and a batch of an evaluation: what they allocate and free, in order.
+    """A training step and a batch of an evaluation: what they allocate and free, in order.
+
+    It is a later step: the optimizer's state is there. Of three blocks the second one's events
+    are marked.
 
     Args:
         config: The trial, `resolved`; of its sizes, those that `sizes` has do not count.
@@ -222,7 +249,7 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
     loss = config.loss.model_copy(update={"negatives": sizes.negatives})
     config = config.model_copy(update={"model": model_config, "loss": loss})
     two_items = Sequences(np.zeros(2, np.int32), np.array([0, 2]))
-    recorder = Recorder()
+    recorder = Recorder(shape.num_tokens, num_tokens)
     with simulated_gpu(gpu), FakeTensorMode(allow_non_fake_inputs=True), recorder:
         recorder.part = "parameters"
         model = config.build_model(sizes.num_items)
@@ -243,12 +270,14 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
             "optimizer", step, then="activations"
         )
         model.train()
+        if len(model.blocks) == 3:
+            _mark_middle(recorder, model.blocks)
+        _make_states(recorder, trainer)
         recorder.part = "activations"
-        for _ in range(2):
-            numbers = torch.empty(
-                config.training.accumulation, sizes.num_numbers(config), dtype=torch.int64
-            )
-            trainer._step_on_device(numbers, shape)
+        numbers = torch.empty(
+            config.training.accumulation, sizes.num_numbers(config), dtype=torch.int64
+        )
+        trainer._step_on_device(numbers, shape)
         del numbers
         recorder.part = "evaluation"
         places = torch.empty(num_histories + 1, dtype=torch.int64)
@@ -264,8 +293,48 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
     return recorder.events
 
 
+def _mark_middle(recorder: Recorder, blocks: nn.ModuleList) -> None:
+    """What happens from the second block on, until the third, repeats; backward the same."""
+
+    def repeats(is_middle: bool) -> Callable[..., None]:
+        def switch(_: object) -> None:
+            recorder.repeats = is_middle
+
+        return switch
+
+    def begin(is_middle: bool) -> Callable[..., None]:
+        def switch(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            recorder.repeats = is_middle
+            if inputs[0].requires_grad:
+                inputs[0].register_hook(repeats(not is_middle))
+
+        return switch
+
+    _, middle, last = blocks
+    middle.register_forward_pre_hook(begin(True))
+    last.register_forward_pre_hook(begin(False))
+    for parameter in middle.parameters():
+        recorder.mark_repeating(parameter)
+
+
+def _make_states(recorder: Recorder, trainer: Trainer) -> None:
+    """The optimizer's states, by a step along gradients that nothing has computed."""
+    recorder.part = GRADIENTS
+    tables = {id(table.weight): table for table in trainer.model.tables}
+    for parameter in trainer.model.parameters():
+        table = tables.get(id(parameter))
+        if table is not None and table.sink is not None:
+            row = torch.empty(1, parameter.shape[1])
+            table.sink.add(RowGradient(torch.empty(1, dtype=torch.int64), row))
+        else:
+            recorder.repeats = recorder.knows_repeating(parameter)
+            parameter.grad = torch.empty_like(parameter)
+    recorder.repeats = False
+    trainer.optimization.step()
+
+
 class Timeline:
-    """The allocations of a trace, for any sizes."""
+    """The allocations of a trace, for any sizes and any number of blocks."""
 
     def __init__(self, events: list[Event], names: Mapping[str, int]) -> None:
         """Reads the dimensions; names: their values in the trace, by name."""
@@ -290,13 +359,26 @@ class Timeline:
         self._signs = np.array([event.sign for event in events])
         self._parts = list(dict.fromkeys(event.part for event in events))
         self._part_of = np.array([self._parts.index(event.part) for event in events])
+        repeats = np.array([event.repeats for event in events])
+        changes = np.flatnonzero(np.diff(repeats)) + 1
+        runs = np.split(np.arange(len(events)), changes)
+        self._runs = [(run, bool(repeats[run[0]])) for run in runs]
+        self._orders: dict[int, NDArray[np.int64]] = {}
 
-    def at(self, names: Mapping[str, int], alignment: int) -> dict[str, int]:
+    def _order(self, times: int) -> NDArray[np.int64]:
+        """The events, those that repeat so many times."""
+        if times not in self._orders:
+            runs = [np.tile(run, times) if repeats else run for run, repeats in self._runs]
+            self._orders[times] = np.concatenate(runs)
+        return self._orders[times]
+
+    def at(self, names: Mapping[str, int], alignment: int, times: int = 1) -> dict[str, int]:
         """What every part has allocated, in bytes, when all together have most.
 
         Args:
             names: The dimensions.
             alignment: Bytes; allocations are multiples of it.
+            times: How often the second of three blocks is there.
         """
         sizes = np.array(
             [
@@ -304,7 +386,8 @@ class Timeline:
                 for constant, variables in self._shapes
             ]
         )
-        changes = sizes[self._places] * self._signs * alignment
+        order = self._order(times)
+        changes = (sizes[self._places] * self._signs * alignment)[order]
         last = int(changes.cumsum().argmax()) + 1
-        totals = np.bincount(self._part_of[:last], changes[:last], len(self._parts))
+        totals = np.bincount(self._part_of[order[:last]], changes[:last], len(self._parts))
         return {part: int(total) for part, total in zip(self._parts, totals, strict=True)}

@@ -40,6 +40,8 @@ def config(**settings: Any) -> TrialConfig:
         (3_000_000, {"table_dtype": "bfloat16", "output_table": "separate"}),
         (3_000_000, {"table_updates": "adagrad", "accumulation": 3, "clip_norm": 1.0}),
         (50_000, {"loss": "cce", "batch_size": 2048}),
+        (50_000, {"num_blocks": 6, "norm": "post", "table_updates": "adam"}),
+        (50_000, {"num_blocks": 5, "feed_forward": "swiglu", "accumulation": 2}),
         (50_000, {"width": 36, "num_heads": 3}),  # heads that flash attention does not know
     ],
 )

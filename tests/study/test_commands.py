@@ -227,7 +227,7 @@ def test_a_share_of_the_memory_is_the_same_budget_after_a_reboot(
     monkeypatch.chdir(tiny_csv.parent)
 
     def run(budget: str, total: float) -> tuple[int, str]:
-        machine = SimpleNamespace(total=int(total))
+        machine = SimpleNamespace(total=int(total), available=int(total))
         monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
         flags = ["--data", "tiny.csv", *SMALL, "--timeout", "0s", "--memory-budget", budget]
         return run_here(capsys, *flags)
