@@ -7,16 +7,23 @@ Random configurations over losses, models, optimizers and types, on three made-u
 predicted peak is between 0.5 and 60 GiB. Each is predicted as a study does it, without what trials
 have taught (`closed_ms`: by the trace of its structure, which is there; `trace_seconds`: by a
 trace of its own), then measured by a probe: two training steps on the largest batch, and a batch
-of an evaluation. Two processes for each data set share the card; their peaks are their own.
+of an evaluation. Two processes for each data set share the card and take turns where their peaks,
+which are their own, would not fit together.
 """
 
 import argparse
+import functools
+import gc
 import itertools
 import math
 import multiprocessing
+import os
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -26,7 +33,7 @@ import pyarrow as pa
 import torch
 
 from benchmarks._machine import RESULTS, append, machine
-from kernels.gpu import gpu_of
+from kernels.gpu import Gpu, gpu_of
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.memory_model import DataShape, MemoryModel
@@ -37,8 +44,10 @@ _GIB = 1 << 30
 _LEAST, _MOST = _GIB // 2, 60 * _GIB
 _PROCESSES = 2
 """Of each catalogue."""
-_SPARE = 16 * _GIB
-"""Beside a quarter more than predicted, what must be left of the card for a measurement."""
+_SPARE = _GIB
+"""A measurement may take this and an eighth more than predicted."""
+_CONTEXT = _GIB
+"""What a process holds of the card beside its tensors, generously."""
 _CATALOGUES = {
     "20 k": (20_000, 60_000, 60),
     "500 k": (500_000, 100_000, 20),
@@ -92,48 +101,87 @@ def draw(generator: random.Random) -> tuple[str, dict[str, Any]]:
         return generator.choice(list(_CATALOGUES)), chosen
 
 
-def jobs(number: int, seed: int) -> list[tuple[str, dict[str, Any], int, float]]:
+@cache
+def _model(catalogue: str, gpu: Gpu) -> MemoryModel:
+    return MemoryModel(DataShape.of(made_up(*_CATALOGUES[catalogue])), gpu)
+
+
+def _predict(gpu: Gpu, drawn: tuple[str, dict[str, Any]]) -> tuple[int, float]:
+    """Peak, and milliseconds of a prediction whose structure is known."""
+    catalogue, chosen = drawn
+    model, config = _model(catalogue, gpu), TrialConfig.from_flat(chosen)
+    model.predict(config, _MOST)
+    begin = time.perf_counter()
+    peak = model.predict(config, _MOST).peak
+    return peak, (time.perf_counter() - begin) * 1e3
+
+
+def jobs(number: int, seed: int, gpu: Gpu) -> list[tuple[str, dict[str, Any], int, float]]:
     """Catalogue, configuration, predicted peak and milliseconds of the prediction."""
     generator = random.Random(seed)
-    gpu = gpu_of(torch.device("cuda", 0))
-    assert gpu is not None
-    models = {name: MemoryModel(DataShape.of(made_up(*c)), gpu) for name, c in _CATALOGUES.items()}
     found: list[tuple[str, dict[str, Any], int, float]] = []
-    while len(found) < number:
-        catalogue, chosen = draw(generator)
-        config = TrialConfig.from_flat(chosen)
-        models[catalogue].predict(config, _MOST)
-        begin = time.perf_counter()
-        peak = models[catalogue].predict(config, _MOST).peak
-        milliseconds = (time.perf_counter() - begin) * 1e3
-        if _LEAST <= peak <= _MOST:
-            found.append((catalogue, chosen, peak, milliseconds))
-    return found
+    predict = functools.partial(_predict, gpu)
+    with multiprocessing.get_context("spawn").Pool(min(16, os.cpu_count() or 1)) as pool:
+        while len(found) < number:
+            drawn = [draw(generator) for _ in range(number)]
+            for (catalogue, chosen), (peak, took) in zip(
+                drawn, pool.map(predict, drawn, chunksize=1), strict=True
+            ):
+                if _LEAST <= peak <= _MOST:
+                    found.append((catalogue, chosen, peak, took))
+    return found[:number]
 
 
-def _measure(catalogue: str, asked: Connection, results: Connection) -> None:
+class _Card:
+    """The memory of a card, which processes take parts of."""
+
+    def __init__(self, size: int) -> None:
+        """Begins with so many bytes."""
+        spawn = multiprocessing.get_context("spawn")
+        self._changed = spawn.Condition()
+        self._free = spawn.Value("q", size, lock=False)
+
+    @contextmanager
+    def lends(self, size: int) -> Iterator[None]:
+        """Waits until so many bytes are free; they are this process's within the block."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free.value >= size)
+            self._free.value -= size
+        try:
+            yield
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+            with self._changed:
+                self._free.value += size
+                self._changed.notify_all()
+
+
+def _measure(catalogue: str, card: _Card, asked: Connection, results: Connection) -> None:
     """A process that measures configurations of one catalogue."""
     device = torch.device("cuda", 0)
-    data = made_up(*_CATALOGUES[catalogue])
-    objective = SequentialObjective(data, device)
+    objective = SequentialObjective(made_up(*_CATALOGUES[catalogue]), device)
     gpu = gpu_of(device)
     assert gpu is not None
-    model = MemoryModel(DataShape.of(data), gpu)
+    model = _model(catalogue, gpu)
     while (job := asked.recv()) is not None:
         chosen, predicted = job
         config = TrialConfig.from_flat(chosen)
         begin = time.perf_counter()
         model.traced(config, _MOST)
         traced = time.perf_counter() - begin
-        begin = time.perf_counter()
         outcome, measured = "ok", math.nan
-        try:
-            measured = objective.probe(config, _MOST, room=predicted + predicted // 4 + _SPARE)
-        except InfeasibleTrial as error:
-            outcome, measured = error.source, error.peak_bytes
-        except Exception as error:
-            outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        results.send((outcome, measured, traced, time.perf_counter() - begin))
+        room = predicted + predicted // 8 + _SPARE
+        with card.lends(room):
+            begin = time.perf_counter()
+            try:
+                measured = objective.probe(config, _MOST, room=room)
+            except InfeasibleTrial as error:
+                outcome, measured = error.source, error.peak_bytes
+            except Exception as error:
+                outcome = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            seconds = time.perf_counter() - begin
+        results.send((outcome, measured, traced, seconds))
 
 
 def _run(
@@ -142,6 +190,7 @@ def _run(
     """What was measured of each job; some processes for each catalogue."""
     deadline = time.monotonic() + time_limit
     spawn = multiprocessing.get_context("spawn")
+    card = _Card(torch.cuda.mem_get_info()[0] - _PROCESSES * len(_CATALOGUES) * _CONTEXT)
     waiting = {
         catalogue: [place for place, job in enumerate(found) if job[0] == catalogue]
         for catalogue in _CATALOGUES
@@ -161,7 +210,9 @@ def _run(
     for catalogue in _PROCESSES * list(_CATALOGUES):
         questions, asked = spawn.Pipe(duplex=False)
         receiver, answers = spawn.Pipe(duplex=False)
-        spawn.Process(target=_measure, args=(catalogue, questions, answers), daemon=True).start()
+        spawn.Process(
+            target=_measure, args=(catalogue, card, questions, answers), daemon=True
+        ).start()
         answers.close()
         ask(receiver, catalogue, asked)
     while running:
@@ -228,7 +279,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("python -m benchmarks.memory: peaks are measured on a GPU, and there is none")
     about = machine()
-    found = jobs(arguments.configurations, arguments.seed)
+    gpu = gpu_of(torch.device("cuda", 0))
+    assert gpu is not None
+    found = jobs(arguments.configurations, arguments.seed, gpu)
     rows = []
     for place, (outcome, measured, traced, seconds) in _run(found, arguments.time_limit):
         catalogue, chosen, predicted, milliseconds = found[place]
