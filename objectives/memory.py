@@ -102,6 +102,8 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
             if missing := card.missing_memory(device, budget):
                 raise MachineFault(missing) from error
             raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
         return
     tracker = _AllocationTracker(budget)
     meter = MemoryMeter("tracked", lambda: tracker.peak, lambda: None)

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ def choose_device(asked: str) -> torch.device:
 def describe(device: torch.device) -> dict[str, str]:
     """Card, driver, versions and commit, as tags."""
     tags = {
-        "paretocut": version("paretocut"),
+        "paretocut": _own_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "optuna": version("optuna"),
@@ -43,6 +43,14 @@ def describe(device: torch.device) -> dict[str, str]:
     if commit := _commit():
         tags["commit"] = commit
     return tags
+
+
+def _own_version() -> str:
+    """That of the installed package; a source tree runs without being installed, too."""
+    try:
+        return version("paretocut")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _driver() -> str:

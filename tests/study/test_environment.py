@@ -1,4 +1,5 @@
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_a_trial_says_what_it_ran_on() -> None:
     assert tags["torch"] == torch.__version__
     assert tags["device"] == "cpu"
     assert {"paretocut", "python", "optuna"} <= set(tags)
+
+
+def test_a_source_tree_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "paretocut":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(environment, "version", version)
+    assert environment.describe(torch.device("cpu"))["paretocut"] == "not installed"
 
 
 def test_the_commit_is_that_of_the_checkout_or_nothing(
