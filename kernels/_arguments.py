@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kernels.candidates import Draws
+from kernels.candidates import Draws, Met
 from kernels.reference import Problem
 
 SCHEMA = (
     "Tensor states_ND, Tensor table_VD, Tensor targets_N, Tensor? bias_V, Tensor? logit_scale, "
     "Tensor? ids_GK, Tensor? alias_V2, Tensor? log_q_V, Tensor? log_weight_GK, "
-    "Tensor? seed_offset, "
-    "SymInt? num_candidates, SymInt seed, SymInt group_size, str correction, "
-    "bool corrected_value, SymInt ignore_index, bool deterministic, ScalarType operand_dtype"
+    "Tensor? seed_offset, Tensor? row_numbers_QN, Tensor? item_numbers_QV, "
+    "SymInt? num_candidates, SymInt seed, SymInt reach, SymInt group_size, str correction, "
+    "bool corrected_value, float? positive_weight, SymInt ignore_index, bool deterministic, "
+    "ScalarType operand_dtype"
 )
-NUM_TENSORS = 10
-NUM_ARGUMENTS = 18
+NUM_TENSORS = 12
+NUM_ARGUMENTS = 22
 LEAVES = (0, 1, 3, 4)
 """Arguments that may need a gradient: states, table, bias and logit scale."""
 Flat = tuple[Any, ...]
@@ -23,15 +24,17 @@ Flat = tuple[Any, ...]
 def flatten(problem: Problem) -> Flat:
     """The arguments; the seed is signed, for an operator has no other integers."""
     draws = problem.draws
-    lists: Flat = (None, None, None, None, None)
-    num_candidates, seed = None, 0
+    lists: Flat = (None,) * 7
+    num_candidates, seed, reach = None, 0, 0
     if draws is not None:
+        *numbers, reach = (None, None, 0) if draws.met is None else draws.met
         lists = (
             draws.ids_GK,
             draws.alias_V2,
             draws.log_q_V,
             draws.log_weight_GK,
             draws.seed_offset,
+            *numbers,
         )
         num_candidates, seed = draws.num_candidates, draws.seed
         # The same bits as a signed integer.
@@ -46,9 +49,11 @@ def flatten(problem: Problem) -> Flat:
         *lists,
         num_candidates,
         seed,
+        reach,
         problem.group_size,
         problem.correction,
         problem.corrected_value,
+        problem.positive_weight,
         problem.ignore_index,
         problem.deterministic,
         problem.operand_dtype,
@@ -58,12 +63,13 @@ def flatten(problem: Problem) -> Flat:
 def problem_of(flat: Flat) -> Problem:
     """The problem of flat arguments; its seed is signed, which both backends understand."""
     states_ND, table_VD, targets_N, bias_V, logit_scale = flat[:5]
-    *lists, num_candidates, seed = flat[5:12]
-    options = flat[12:]
-    draws = None
+    *lists, row_numbers_QN, item_numbers_QV, num_candidates, seed, reach = flat[5:15]
+    draws = met = None
+    if row_numbers_QN is not None:
+        met = Met(row_numbers_QN, item_numbers_QV, reach)
     if num_candidates is not None:
-        draws = Draws(num_candidates, seed, *lists)
-    group_size, correction, corrected_value, ignore_index, deterministic, operand_dtype = options
+        draws = Draws(num_candidates, seed, *lists)._replace(met=met)
+    group_size, correction, corrected_value, positive_weight, *options = flat[15:]
     return Problem(
         states_ND,
         table_VD,
@@ -72,11 +78,10 @@ def problem_of(flat: Flat) -> Problem:
         group_size,
         correction,
         corrected_value,
+        positive_weight,
         bias_V,
         logit_scale,
-        ignore_index,
-        deterministic,
-        operand_dtype,
+        *options,
     )
 
 

@@ -1,4 +1,4 @@
-"""What both losses do between their arguments and the operators.
+"""What the losses do between their arguments and the operators.
 
 Shapes: N rows, V items, D width.
 """
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels._backend import choose_backend
-from kernels._checks import check_extras, check_inputs, check_reduction
+from kernels._checks import check_count, check_extras, check_inputs, check_reduction
 from kernels._ops import row_losses
+from kernels.candidates import Candidates
 from kernels.reference import Problem
 from kernels.row_gradient import RowSink
 
@@ -49,6 +50,42 @@ def checked_problem(
         deterministic=deterministic,
         operand_dtype=dtype,
     )
+
+
+def with_candidates(problem: Problem, candidates: Candidates, group_size: int) -> Problem:
+    """The problem with candidates in place of the catalogue.
+
+    Raises:
+        ValueError: They do not fit; the message names the argument.
+    """
+    num_items = problem.table_VD.shape[0]
+    if num_items < 2:
+        raise ValueError("table_VD must have at least 2 items: one item has no negatives")
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, not {group_size}")
+    draws, group_size = candidates.draws(
+        problem.targets_N, num_items, group_size, problem.ignore_index
+    )
+    check_count("candidates", "candidates of a group", draws.num_candidates)
+    return problem._replace(draws=draws, group_size=group_size)
+
+
+def sampled_loss(
+    problem: Problem, reduction: str, table_gradient: str | RowSink
+) -> tuple[Tensor, Tensor]:
+    """`reduced_loss` of sampled candidates, whose table may have a gradient of touched rows.
+
+    Raises:
+        ValueError: There is no such gradient or reduction.
+    """
+    if table_gradient not in ("dense", "touched") and not isinstance(table_gradient, RowSink):
+        raise ValueError(
+            f"table_gradient must be 'dense', 'touched' or a RowSink, not {table_gradient!r}"
+        )
+    compute = reduced_loss
+    if table_gradient != "dense" and torch.compiler.is_compiling():
+        compute = torch.compiler.disable(compute, reason="touched rows have to be counted first")  # type: ignore[no-untyped-call]
+    return compute(problem, reduction, table_gradient=table_gradient)
 
 
 def reduced_loss(

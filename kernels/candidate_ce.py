@@ -5,11 +5,9 @@ Shapes: N rows, G groups, K candidates, V items, D width.
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
-from kernels._checks import check_count
-from kernels._losses import checked_problem, reduced_loss
+from kernels._losses import checked_problem, sampled_loss, with_candidates
 from kernels.candidates import Candidates
 from kernels.reference import Problem
 from kernels.row_gradient import RowSink
@@ -125,44 +123,24 @@ def sampled_cross_entropy(
     problem = checked_problem(
         states_ND, table_VD, targets_N, bias_V, logit_scale, ignore_index, deterministic
     )
-    problem = _with_candidates(problem, candidates, group_size, correction)
-    if table_gradient not in ("dense", "touched") and not isinstance(table_gradient, RowSink):
-        raise ValueError(
-            f"table_gradient must be 'dense', 'touched' or a RowSink, not {table_gradient!r}"
-        )
-    compute = reduced_loss
-    if table_gradient != "dense" and torch.compiler.is_compiling():
-        compute = torch.compiler.disable(compute, reason="touched rows have to be counted first")  # type: ignore[no-untyped-call]
-    loss, lse_N = compute(problem, reduction, table_gradient=table_gradient)
+    problem = _corrected(with_candidates(problem, candidates, group_size), correction)
+    loss, lse_N = sampled_loss(problem, reduction, table_gradient)
     return (loss, lse_N) if return_lse else loss
 
 
-def _with_candidates(
-    problem: Problem, candidates: Candidates, group_size: int, correction: str
-) -> Problem:
-    """The problem with candidates in place of the catalogue."""
-    num_items = problem.table_VD.shape[0]
-    if num_items < 2:
-        raise ValueError("table_VD must have at least 2 items: one item has no negatives")
-    if group_size < 1:
-        raise ValueError(f"group_size must be at least 1, not {group_size}")
-    draws, group_size = candidates.draws(
-        problem.targets_N, num_items, group_size, problem.ignore_index
-    )
-    check_count("candidates", "candidates of a group", draws.num_candidates)
+def _corrected(problem: Problem, correction: str) -> Problem:
+    """The problem with a correction of its candidates' logits."""
     if correction not in ("logq", "corrected-logq", "none"):
         raise ValueError(
             f"correction must be 'logq', 'corrected-logq' or 'none', not {correction!r}"
         )
-    is_corrected = correction == "corrected-logq"
+    draws, is_corrected = problem.draws, correction == "corrected-logq"
+    assert draws is not None
     if is_corrected and draws.ids_GK is not None and draws.log_q_V is None:
         raise ValueError(
             "correction must be 'logq' or 'none' for lists that are given without probabilities, "
             f"not {correction!r}"
         )
     return problem._replace(
-        draws=draws,
-        group_size=group_size,
-        correction="none" if correction == "none" else "logq",
-        corrected_value=is_corrected,
+        correction="none" if correction == "none" else "logq", corrected_value=is_corrected
     )

@@ -20,11 +20,28 @@ import torch
 from torch import Tensor
 
 from kernels._checks import kind
+from kernels.gpu import is_simulated
 
 _MASK = 0xFFFF_FFFF
 _ROUND_MULTIPLIERS = (0xD251_1F53, 0xCD9E_8D57)
 _KEY_INCREMENTS = (0x9E37_79B9, 0xBB67_AE85)
 _NUM_ROUNDS = 10
+
+
+class Met(NamedTuple):
+    """Pairs of a row and an item that have met before, and are no candidates again.
+
+    They have where their numbers in an earlier round lie within `reach` of each other.
+
+    Attributes:
+        row_numbers_QN: Number of each row in each of Q rounds, int32.
+        item_numbers_QV: That of each item.
+        reach: So far apart the two may be.
+    """
+
+    row_numbers_QN: Tensor
+    item_numbers_QV: Tensor
+    reach: int
 
 
 class Draws(NamedTuple):
@@ -38,6 +55,7 @@ class Draws(NamedTuple):
         log_q_V: float32 log-probability of each item; None: uniform or unknown.
         log_weight_GK: float32, added to the logits of the candidates.
         seed_offset: int64 [1], added to the seed modulo 2^64 when candidates are drawn.
+        met: Of which candidates a row has none.
     """
 
     num_candidates: int
@@ -47,6 +65,7 @@ class Draws(NamedTuple):
     log_q_V: Tensor | None = None
     log_weight_GK: Tensor | None = None
     seed_offset: Tensor | None = None
+    met: Met | None = None
 
     @property
     def key(self) -> tuple[int, Tensor | None]:
@@ -287,7 +306,7 @@ class InBatch:
     def __post_init__(self) -> None:
         if self.probabilities_V is not None:
             _check_weights("probabilities_V", self.probabilities_V)
-            if not self.probabilities_V.all():
+            if not (is_simulated() or self.probabilities_V.all()):
                 raise ValueError("probabilities_V must be positive, but has a 0")
             weights_V = self.probabilities_V.double()
             log_q_V = (weights_V / weights_V.sum()).log().float()
@@ -304,16 +323,60 @@ class InBatch:
 
 
 @dataclass(frozen=True, eq=False)
+class Mixed:
+    """The targets of the batch and uniform draws are its candidates; all rows are one group.
+
+    With N rows, K draws and p the probability of a target, q(v) = (N p(v) + K / V) / (N + K).
+
+    Attributes:
+        num_candidates: K.
+        seed: 64-bit key, unsigned; a new one for every training step.
+        in_batch: The targets, with probabilities; built once.
+        seed_offset: As that of `Uniform`.
+
+    Source: mixed negative sampling (Yang et al., WWW 2020).
+    """
+
+    num_candidates: int
+    seed: int
+    in_batch: InBatch
+    seed_offset: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _check_sampler(self.num_candidates, self.seed, self.seed_offset)
+        if self.in_batch.probabilities_V is None:
+            raise ValueError("in_batch must have probabilities: those of the mixture need them")
+
+    def draws(
+        self, targets_N: Tensor, num_items: int, group_size: int, ignore_index: int
+    ) -> tuple[Draws, int]:
+        """The candidates of one call, and the size of its one group, whatever group_size is."""
+        uniform = Uniform(self.num_candidates, self.seed, self.seed_offset)
+        drawn, _ = uniform.draws(targets_N, num_items, group_size, ignore_index)
+        batch, num_rows = self.in_batch.draws(targets_N, num_items, group_size, ignore_index)
+        assert batch.ids_GK is not None
+        assert batch.log_q_V is not None
+        drawn_1K = draw(drawn, 0, 1, num_items, targets_N.device)
+        # No rows are no group.
+        ids_GK = torch.cat([batch.ids_GK, drawn_1K], dim=1)[: len(targets_N)]
+        share = self.num_candidates / ids_GK.shape[1]
+        log_q_V = torch.log((1 - share) * batch.log_q_V.exp() + share / num_items)
+        return Draws(ids_GK.shape[1], ids_GK=ids_GK, log_q_V=log_q_V), num_rows
+
+
+@dataclass(frozen=True, eq=False)
 class Explicit:
     """Candidates that are given: one list for each group, of whatever origin.
 
     Attributes:
         ids_GK: Item ids of every group, int64 or int32; -1 is a slot without candidate.
         log_weight_GK: float32 constants that are added to the logits of the candidates.
+        met: Pairs that are left out.
     """
 
     ids_GK: Tensor
     log_weight_GK: Tensor | None = None
+    met: Met | None = None
 
     def __post_init__(self) -> None:
         ids_GK, log_weight_GK = self.ids_GK, self.log_weight_GK
@@ -343,11 +406,13 @@ class Explicit:
                 f"ids_GK has {len(ids_GK)} groups, but {len(targets_N)} rows in groups of "
                 f"{group_size} make {num_groups}"
             )
-        draws = Draws(ids_GK.shape[1], ids_GK=ids_GK, log_weight_GK=log_weight_GK)
+        if self.met is not None:
+            _check_met(self.met, len(targets_N), num_items, targets_N.device)
+        draws = Draws(ids_GK.shape[1], ids_GK=ids_GK, log_weight_GK=log_weight_GK, met=self.met)
         return draws, group_size
 
 
-Candidates = Uniform | LogUniform | Popularity | InBatch | Explicit
+Candidates = Uniform | LogUniform | Popularity | InBatch | Mixed | Explicit
 
 
 def _check_sampler(num_candidates: int, seed: int, seed_offset: Tensor | None) -> None:
@@ -367,8 +432,25 @@ def _check_offset(seed_offset: Tensor | None, device: torch.device) -> None:
 def _check_weights(name: str, weights_V: Tensor) -> None:
     if weights_V.ndim != 1 or weights_V.is_complex() or len(weights_V) == 0:
         raise ValueError(f"{name} must be a vector of real numbers, not {kind(weights_V)}")
+    if is_simulated():
+        return
     if not weights_V.isfinite().all() or (weights_V < 0).any() or not weights_V.any():
         raise ValueError(f"{name} must be finite and not negative, and not all 0")
+
+
+def _check_met(met: Met, num_rows: int, num_items: int, device: torch.device) -> None:
+    rounds = len(met.row_numbers_QN)
+    for name, numbers, length in (
+        ("row_numbers_QN", met.row_numbers_QN, num_rows),
+        ("item_numbers_QV", met.item_numbers_QV, num_items),
+    ):
+        if numbers.shape != (rounds, length) or numbers.dtype != torch.int32:
+            raise ValueError(
+                f"met.{name} must be int32 of shape [{rounds}, {length}], not {kind(numbers)}"
+            )
+        _check_device(f"met.{name}", numbers, device)
+    if met.reach < 0:
+        raise ValueError(f"met.reach must not be negative, but is {met.reach}")
 
 
 def _check_items(name: str, values_V: Tensor, num_items: int, device: torch.device) -> None:

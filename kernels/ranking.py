@@ -65,11 +65,12 @@ def top_k(
     table_VD: Tensor,
     k: int,
     seen: tuple[Tensor, Tensor] | None = None,
+    *,
+    exact: bool = True,
 ) -> Tensor:
     """The k items with the highest inner products, best first, ties by the lower item id.
 
-    The catalogue is streamed in tiles. Scores are float32; NaN and -inf never enter a list. A
-    large catalogue on a GPU is waited for, once a call.
+    The catalogue is streamed in tiles. Scores are float32; NaN and -inf never enter a list.
 
     Args:
         states_BD: Query states.
@@ -77,6 +78,10 @@ def top_k(
         k: Length of the lists, at least 1.
         seen: Items to leave out: (rows, item ids), two int64 tensors of one length, in which pairs
             may repeat.
+        exact: Of a large catalogue on a GPU, look for rows whose best items crowd among ids that
+            are equal modulo some number, and rank them again: the device is waited for, once a
+            call. Without it nothing waits, and such a row gets the best items of k parts of the
+            catalogue in place of the k best, the same in every run.
 
     Returns:
         ids_Bk, int64; -1 where fewer than k items remain.
@@ -89,7 +94,7 @@ def top_k(
         raise ValueError(f"k must be at least 1, not {k}")
     _check(states_BD, table_VD, seen)
     with _backend(states_BD, table_VD) as backend:
-        ids_Bk: Tensor = backend.top_k(states_BD, table_VD, k, seen)
+        ids_Bk: Tensor = backend.top_k(states_BD, table_VD, k, seen, exact)
     return ids_Bk
 
 

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.candidates import Draws, draw
+from kernels.candidates import Draws, Met, draw
 
 TILE_ELEMENTS = 1 << 22
 """Elements of the largest tensor of a tile (16 MiB in float32); a few are alive at once."""
 
 
 class Problem(NamedTuple):
-    """Cross-entropy of each row's target against the candidates of its group.
+    """A loss of each row's target against the candidates of its group.
 
     Row n belongs to group n // group_size. With z_v = logit_scale * <state, item v> + bias_v::
 
@@ -33,6 +33,11 @@ class Problem(NamedTuple):
     lists of unknown origin, both are 0. A log-weight of `draws` is part of w_j in every case. A
     row without a candidate has loss 0. Section 2.2 of the loss reference derives all this.
 
+    With a positive weight the loss is the sum of binary cross-entropies instead, without a
+    correction, and there is no log-sum-exp::
+
+        loss = positive_weight * softplus(-z_t) + sum of softplus(z_j + w_j)
+
     Attributes:
         states_ND: Output states.
         table_VD: Item table.
@@ -43,6 +48,7 @@ class Problem(NamedTuple):
         corrected_value: Report the loss of corrected logQ (arXiv 2507.09331), which has the same
             gradient: (1 - p) * (logsumexp_j(z_j - log q'(j)) - z_t), p the target's probability
             and q' the proposal without the target. For the correction "logq" of a known q.
+        positive_weight: Makes it binary cross-entropy: the weight of the target's term.
         bias_V: Added to the logits.
         logit_scale: Factor of the inner products, 0-dimensional.
         ignore_index: A row with this target has loss 0 and no gradient.
@@ -58,6 +64,7 @@ class Problem(NamedTuple):
     group_size: int = 1
     correction: str = "none"
     corrected_value: bool = False
+    positive_weight: float | None = None
     bias_V: Tensor | None = None
     logit_scale: Tensor | None = None
     ignore_index: int = -100
@@ -76,9 +83,11 @@ class Forward(NamedTuple):
 
     Attributes:
         loss_N: Loss.
-        lse_N: Log-sum-exp.
-        shift_N: lse - a: the probability of candidate j is exp(z_j + w_j - shift).
-        target_error_N: Probability of the target less 1.
+        lse_N: Log-sum-exp; 0 of binary cross-entropies.
+        shift_N: lse - a: the probability of candidate j is exp(z_j + w_j - shift), and that of a
+            binary cross-entropy sigmoid(z_j + w_j - shift) with a shift of 0.
+        target_error_N: Gradient of the loss by the target's logit: its probability less 1, times
+            the positive weight.
     """
 
     loss_N: Tensor
@@ -106,6 +115,14 @@ def forward(problem: Problem) -> Forward:
         positive_gr = (rows.scaled_grD * rows.target_items_grD).sum(-1)
         if problem.bias_V is not None:
             positive_gr += problem.bias_V[rows.targets_gr].to(problem.dtype)
+        if problem.positive_weight is not None:
+            loss_gr = problem.positive_weight * _softplus(-positive_gr)
+            for part in _load_candidates(problem, draws, tile, rows):
+                loss_gr += _softplus(part.logits_grk).sum(-1)
+            zero_gr = torch.zeros_like(loss_gr)
+            error_gr = problem.positive_weight * torch.sigmoid(-positive_gr)
+            _write(result, tile, rows, Forward(loss_gr, zero_gr, zero_gr, -error_gr))
+            continue
         negative_gr = torch.full_like(positive_gr, -torch.inf)
         left_gr = torch.zeros_like(positive_gr)
         for part in _load_candidates(problem, draws, tile, rows):
@@ -119,9 +136,7 @@ def forward(problem: Problem) -> Forward:
         lse_gr = positive_gr + loss_gr
         if problem.corrected_value:
             loss_gr = (error_gr * (odds_gr + left_gr.log())).where(left_gr > 0, 0)
-        values = Forward(loss_gr, lse_gr, lse_gr - row_weight_gr, -error_gr)
-        for total_N, value_gr in zip(result, values, strict=True):
-            total_N[tile.rows] = value_gr.where(rows.valid_gr, 0).flatten()
+        _write(result, tile, rows, Forward(loss_gr, lse_gr, lse_gr - row_weight_gr, -error_gr))
     return result
 
 
@@ -172,7 +187,11 @@ def backward(
         # The sum of errors times items: the gradient of the scaled states.
         mixed_grD = error_gr[:, :, None] * rows.target_items_grD
         for part in _load_candidates(problem, draws, tile, rows):
-            error_grk = part.logits_grk.sub_(shift_gr[:, :, None]).exp_()
+            error_grk = part.logits_grk.sub_(shift_gr[:, :, None])
+            if problem.positive_weight is None:
+                error_grk.exp_()
+            else:
+                error_grk.sigmoid_()
             error_grk *= grad_gr[:, :, None]
             if needs_states or needs_scale:
                 mixed_grD += error_grk @ part.items_gkD
@@ -308,6 +327,8 @@ def _load_candidates(
         absent_grk = (drawn_gk == -1)[:, None] | (drawn_gk[:, None] == rows.targets_gr[:, :, None])
         absent_grk |= ~rows.valid_gr[:, :, None]
         ids_gk = drawn_gk.clamp(min=0)
+        if draws.met is not None:
+            _mark_met(absent_grk, draws.met, tile, ids_gk)
         items_gkD = table_VD[ids_gk].to(dtype)
         logits_grk = rows.scaled_grD @ items_gkD.transpose(1, 2)
         if problem.bias_V is not None:
@@ -318,6 +339,24 @@ def _load_candidates(
             logits_grk += draws.log_weight_GK[groups, slots].to(dtype)[:, None]
         logits_grk.masked_fill_(absent_grk, -torch.inf)
         yield _Candidates(ids_gk, items_gkD, logits_grk, absent_grk)
+
+
+def _mark_met(absent_grk: Tensor, met: Met, tile: _Tile, ids_gk: Tensor) -> None:
+    for row_numbers_N, item_numbers_V in zip(met.row_numbers_QN, met.item_numbers_QV, strict=True):
+        numbers_gr = row_numbers_N[tile.rows].view(absent_grk.shape[:2])
+        apart_grk = numbers_gr[:, :, None] - item_numbers_V[ids_gk][:, None]
+        absent_grk |= apart_grk.abs() <= met.reach
+
+
+def _softplus(values: Tensor) -> Tensor:
+    """Exact, where that of PyTorch is linear from 20 on."""
+    return torch.logaddexp(values, torch.zeros_like(values))
+
+
+def _write(result: Forward, tile: _Tile, rows: _Rows, values: Forward) -> None:
+    """Writes the outputs of a tile, 0 where a row is ignored."""
+    for total_N, value_gr in zip(result, values, strict=True):
+        total_N[tile.rows] = value_gr.where(rows.valid_gr, 0).flatten()
 
 
 def _row_weight(problem: Problem, draws: Draws, targets_gr: Tensor, left_gr: Tensor) -> Tensor:

@@ -39,9 +39,13 @@ def target_ranks(
 
 
 def top_k(
-    states_BD: Tensor, table_VD: Tensor, k: int, seen: tuple[Tensor, Tensor] | None
+    states_BD: Tensor,
+    table_VD: Tensor,
+    k: int,
+    seen: tuple[Tensor, Tensor] | None,
+    exact: bool = True,
 ) -> Tensor:
-    """The k best items of each row; see `ranking.top_k`."""
+    """The k best items of each row, exact or not, and nothing waits; see `ranking.top_k`."""
     best_Bk = states_BD.new_empty(len(states_BD), 0, dtype=torch.int64)
     for first, scores_Bv in _score_tiles(states_BD, table_VD, seen, least_items=k):
         merged = torch.cat([best_Bk, _sort_keys(scores_Bv, first)], dim=1)

@@ -51,6 +51,7 @@ def _sum_pass(task: Backward, result: TableGradients, items: Tensor | None, rows
     tile = cut.config.segment
     constants: dict[str, Any] = {
         "D": cut.width,
+        "BINARY": problem.positive_weight is not None,
         "DTYPE": cut.config.dtype,
         "BLOCK_K": tile.block_k,
         "BLOCK_D": cut.config.block_d,

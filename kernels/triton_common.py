@@ -14,6 +14,8 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+HALF_SHIFT = tl.constexpr(12)
+"""A probability in float16 is kept times 2^12: the small ones are lost otherwise."""
 LOWEST = tl.constexpr(-1e30)
 """Stands for -inf where inf - inf would be NaN."""
 

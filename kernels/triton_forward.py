@@ -20,6 +20,7 @@ from kernels.triton_plan import (
     lists_of,
     log_q_of,
     log_weight_of,
+    met_of,
     plan,
     saved_like,
     strides,
@@ -92,6 +93,7 @@ def _forward_by_row(
         problem.logit_scale,
         log_q_of(problem),
         *outputs,
+        problem.positive_weight,
         *problem.draws.key,
         cut.num_rows,
         cut.num_items,
@@ -130,6 +132,7 @@ def _forward_by_group(
         if with_gradient:
             partial_mixture = empty(splits, cut.num_rows, cut.width, dtype=torch.float32)
     absent = _count_absent(problem, cut, lists)
+    numbers, rounds_and_reach = met_of(problem)
     shared: dict[str, Any] = {
         "D": cut.width,
         "CORRECTION": corrects(problem),
@@ -145,16 +148,19 @@ def _forward_by_group(
         problem.logit_scale,
         log_q_of(problem),
         log_weight_of(problem),
+        *numbers,
         *outputs,
         absent,
         filter_eps,
         partial_rows,
         partial_mixture,
+        problem.positive_weight,
         cut.num_rows,
         cut.num_items,
         cut.num_candidates,
         cut.group_size,
         tiles_per_group,
+        *rounds_and_reach,
         *strides(problem),
         problem.ignore_index,
         **shared,
@@ -177,6 +183,7 @@ def _forward_by_group(
             absent,
             partial_rows,
             partial_mixture,
+            problem.positive_weight,
             cut.num_rows,
             cut.num_items,
             cut.num_candidates,

@@ -76,7 +76,9 @@ def plan(problem: Problem, table_gradient: str) -> Plan:
     num_candidates = num_items if draws is None else draws.num_candidates
     group_size = max(1, num_rows if draws is None else min(problem.group_size, num_rows))
     num_groups = cdiv(num_rows, group_size)
-    by_row = draws is not None and group_size == 1 and draws.log_weight_GK is None
+    by_row = (
+        draws is not None and group_size == 1 and draws.log_weight_GK is None and draws.met is None
+    )
     drawn_lists = draws is not None and draws.ids_GK is None and not by_row
     config = launch_config(problem, by_row)
     is_pool = draws is None or group_size > config.group.block_r
@@ -233,6 +235,14 @@ def log_weight_of(problem: Problem) -> Tensor | None:
     return None if problem.draws is None else problem.draws.log_weight_GK
 
 
+def met_of(problem: Problem) -> tuple[tuple[Tensor | None, Tensor | None], tuple[int, int]]:
+    """Numbers of rows and items in earlier rounds; how many there are, and how far they reach."""
+    if problem.draws is None or problem.draws.met is None:
+        return (None, None), (0, 0)
+    rows_QN, items_QV, reach = problem.draws.met
+    return (rows_QN, items_QV), (len(rows_QN), reach)
+
+
 def is_given(problem: Problem) -> bool:
     """Whether the lists come from outside, where a slot may be empty."""
     return problem.draws is not None and problem.draws.ids_GK is not None
@@ -250,6 +260,13 @@ def weight_strides(loss_weight_N: Tensor | None, lse_weight_N: Tensor | None) ->
     )
 
 
-def is_uniform(loss_weight_N: Tensor | None, lse_weight_N: Tensor | None) -> bool:
-    """Whether all rows have one weight, as under a mean or a sum."""
-    return loss_weight_N is not None and loss_weight_N.stride(0) == 0 and lse_weight_N is None
+def is_uniform(
+    problem: Problem, loss_weight_N: Tensor | None, lse_weight_N: Tensor | None
+) -> bool:
+    """Whether all rows have one weight, as under a mean or a sum, that can wait until the end.
+
+    In float16 a softmax is scaled by its shift meanwhile, which a sigmoid cannot be.
+    """
+    is_one = loss_weight_N is not None and loss_weight_N.stride(0) == 0 and lse_weight_N is None
+    is_scaled = problem.positive_weight is None or problem.operand_dtype != torch.float16
+    return is_one and is_scaled

@@ -87,13 +87,17 @@ def target_ranks(
 
 
 def top_k(
-    states_BD: Tensor, table_VD: Tensor, k: int, seen: tuple[Tensor, Tensor] | None
+    states_BD: Tensor,
+    table_VD: Tensor,
+    k: int,
+    seen: tuple[Tensor, Tensor] | None,
+    exact: bool = True,
 ) -> Tensor:
     """The k best items of each row; see `ranking.top_k`.
 
-    Where rows are ranked in two passes, it waits for the device once, at the end: the rows in
-    which more items reach the bound than there is room for, if any, are ranked again by the eager
-    backend.
+    Where rows are ranked in two passes, those in which more items reach the bound than there is
+    room for keep what the first pass found. If lists are to be exact, the device is waited for at
+    the end, once, and these rows, if any, are ranked again by the eager backend.
     """
     num_rows, num_items = states_BD.shape[0], table_VD.shape[0]
     places = min(k, num_items)
@@ -115,16 +119,20 @@ def top_k(
     for first in range(0, num_rows, rows_per_pass):
         rows = slice(first, first + rows_per_pass)
         keys_bS = _best_of_groups(cut, states_BD[rows], table_VD, num_groups, pairs_P, first)
+        keys_bk = keys_bS.topk(places, dim=1).values
+        del keys_bS
         if not one_pass:
-            bounds_b = keys_bS.topk(places, dim=1, sorted=False).values.amin(1)
-            del keys_bS
             starts_b1 = None if starts_B1 is None else starts_B1[first : rows.stop + 1]
-            keys_bS = _collect(
-                cut, states_BD[rows], table_VD, bounds_b, capacity, kept_B[rows],
+            keys_bC = _collect(
+                cut, states_BD[rows], table_VD, keys_bk.amin(1), capacity, kept_B[rows],
                 pairs_P, starts_b1, first,
             )  # fmt: skip
-        ids_Bk[rows] = reference_ranking.ids_of_keys(keys_bS.topk(places, dim=1).values, k)
-    if not one_pass:
+            # What found room in a row that is full is another in every run.
+            fits_b1 = kept_B[rows, None] <= capacity
+            keys_bk = torch.where(fits_b1, keys_bC.topk(places, dim=1).values, keys_bk)
+            del keys_bC
+        ids_Bk[rows] = reference_ranking.ids_of_keys(keys_bk, k)
+    if exact and not one_pass:
         full_F = (kept_B > capacity).nonzero()[:, 0]
         if len(full_F):
             seen_of_full = None if seen is None else _seen_of(seen, full_F, num_rows)

@@ -13,7 +13,14 @@ import triton.language as tl
 
 from kernels.triton_common import LOG2_E, LOWEST, destination, random_candidate
 from kernels.triton_softmax import finish_rows, target_logits
-from kernels.triton_tiles import load_rows, load_scale, load_weight, target_gradient
+from kernels.triton_tiles import (
+    load_rows,
+    load_scale,
+    load_weight,
+    probability,
+    softplus,
+    target_gradient,
+)
 
 _RAGGED = ["seed", "num_rows", "num_candidates", "num_items"]
 
@@ -31,7 +38,7 @@ def row_candidates(lists, seed, offset, row, slot, num_items, num_candidates, in
 @triton.jit(do_not_specialize=_RAGGED)
 def row_forward(
     states, table, targets, lists, alias, bias, scale, log_q, loss, lse, shift,
-    target_error, gradient, faults,
+    target_error, gradient, faults, positive_weight,
     seed: tl.int64, offset, num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32,
     states_stride: tl.int64, table_stride: tl.int64, ignore_index: tl.int64,
     D: tl.constexpr, CORRECTION: tl.constexpr, CORRECTED_VALUE: tl.constexpr,
@@ -63,21 +70,28 @@ def row_forward(
             z -= tl.load(log_q + item, mask=present, other=0) * LOG2_E
         z = tl.where(present, z, -float("inf"))
         absent += tl.sum((inside & (present == 0)).to(tl.int32), 0)
-        higher = tl.maximum(highest, tl.max(z, 0))
-        decay = tl.exp2(highest - higher)
-        p = tl.exp2(z - higher)
-        total = total * decay + tl.sum(p, 0)
+        if positive_weight is not None:
+            p = probability(z, 0.0, True)
+            total += tl.sum(softplus(z), 0)
+        else:
+            higher = tl.maximum(highest, tl.max(z, 0))
+            decay = tl.exp2(highest - higher)
+            p = tl.exp2(z - higher)
+            total = total * decay + tl.sum(p, 0)
+            if gradient is not None:
+                mixture *= decay[:, None]
+            highest = higher
         if gradient is not None:
-            mixture = mixture * decay[:, None] + tl.sum(p[:, None] * c, 0)[None, :]
-        highest = higher
+            mixture += tl.sum(p[:, None] * c, 0)[None, :]
     positive = target_logits(
         line, here, target + line * 0, states, table, bias, scale, num_items, states_stride,
         table_stride, D, BLOCK_D, DTYPE,
     )  # fmt: skip
     finish_rows(
         line, here, highest, total, absent, mixture, positive, 0, faults,
-        targets, log_q, loss, lse, shift, target_error, gradient, num_rows, num_items,
-        num_candidates, ignore_index, D, BLOCK_D, False, CORRECTION, CORRECTED_VALUE,
+        targets, log_q, loss, lse, shift, target_error, gradient, positive_weight, num_rows,
+        num_items, num_candidates, ignore_index, D, BLOCK_D, False, CORRECTION, CORRECTED_VALUE,
+        tl.float32,
     )  # fmt: skip
 
 
@@ -132,7 +146,8 @@ def sort_entries(
 def sum_entries(
     begin, end, item, entries, states, table, bias, scale, log_q, shift, target_error, loss_weight,
     lse_weight, loss_weight_stride, lse_weight_stride, states_stride, table_stride,
-    D: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BINARY: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradient of an item's row, [1, BLOCK_D], and of its bias, from entries begin .. end."""
     item = item + tl.arange(0, 1)
@@ -157,7 +172,7 @@ def sum_entries(
         g = load_weight(loss_weight, row, loss_weight_stride, mask)
         h = load_weight(lse_weight, row, lse_weight_stride, mask)
         row_shift = tl.load(shift + row, mask=mask, other=float("inf"))
-        error = tl.exp2(z - row_shift) * (g + h)
+        error = probability(z, row_shift, BINARY) * (g + h)
         target_part = tl.load(target_error + row, mask=mask & is_target, other=0)
         error = tl.where(is_target, target_gradient(target_part, g, h, False), error)
         value += tl.sum(e * error[:, None], 0)[None, :]
@@ -171,8 +186,8 @@ def sum_segments(
     target_error, loss_weight, lse_weight,
     num_bins: tl.int32, segment: tl.int32, loss_weight_stride: tl.int64,
     lse_weight_stride: tl.int64, states_stride: tl.int64, table_stride: tl.int64,
-    D: tl.constexpr, ADD: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    D: tl.constexpr, ADD: tl.constexpr, BINARY: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Row of the table gradient of each bin, from its first `segment` entries. Grid: bins."""
     index = tl.program_id(0)
@@ -189,7 +204,7 @@ def sum_segments(
             value, error_sum = sum_entries(
                 begin, end, item, entries, states, table, bias, scale, log_q, shift, target_error,
                 loss_weight, lse_weight, loss_weight_stride, lse_weight_stride, states_stride,
-                table_stride, D, DTYPE, BLOCK_K, BLOCK_D,
+                table_stride, D, BINARY, DTYPE, BLOCK_K, BLOCK_D,
             )  # fmt: skip
             value += tl.load(place, mask=d[None, :] < D, other=0)
             tl.store(place, value, mask=d[None, :] < D)
@@ -200,7 +215,7 @@ def sum_segments(
         value, error_sum = sum_entries(
             begin, end, item, entries, states, table, bias, scale, log_q, shift, target_error,
             loss_weight, lse_weight, loss_weight_stride, lse_weight_stride, states_stride,
-            table_stride, D, DTYPE, BLOCK_K, BLOCK_D,
+            table_stride, D, BINARY, DTYPE, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         tl.store(place, value, mask=d[None, :] < D)
         if bias_gradient is not None:
@@ -215,7 +230,8 @@ def add_long_segments(
     shift, target_error, loss_weight, lse_weight,
     num_bins: tl.int32, segment: tl.int32, loss_weight_stride: tl.int64,
     lse_weight_stride: tl.int64, states_stride: tl.int64, table_stride: tl.int64,
-    D: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BINARY: tl.constexpr, DTYPE: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds what `sum_segments` left of bins with more than `segment` entries.
 
@@ -243,7 +259,7 @@ def add_long_segments(
         value, error_sum = sum_entries(
             begin, end, item, entries, states, table, bias, scale, log_q, shift, target_error,
             loss_weight, lse_weight, loss_weight_stride, lse_weight_stride, states_stride,
-            table_stride, D, DTYPE, BLOCK_K, BLOCK_D,
+            table_stride, D, BINARY, DTYPE, BLOCK_K, BLOCK_D,
         )  # fmt: skip
         d = tl.arange(0, BLOCK_D)
         place = rows + index.to(tl.int64) * D + d[None, :]

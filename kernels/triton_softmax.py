@@ -1,26 +1,31 @@
-"""The softmax over candidates on tensor cores: forward with the gradient of the states.
+"""The losses over candidates on tensor cores: forward with the gradient of the states.
 
 Shapes: N rows, G groups, R rows of a group, K candidates, V items, D width, S splits.
 
 Logits are in base 2 here: z2 = logit * log2(e), and so is `shift`. Lists None stands for the whole
-catalogue, one candidate an item, the target among them.
+catalogue, one candidate an item, the target among them. With a positive weight the loss is a sum
+of binary cross-entropies, sigmoids stand for the softmax, and `highest` stays at `LOWEST`.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.triton_common import LN_2, LOG2_E, LOWEST, dot
+from kernels.triton_common import HALF_SHIFT, LN_2, LOG2_E, LOWEST, dot
 from kernels.triton_tiles import (
+    binary_terms,
     candidate_bias,
+    have_met,
     load_items,
     load_rows,
     load_scale,
     load_weight,
+    probability,
     scores,
+    softplus,
     target_gradient,
 )
 
-_RAGGED = ["num_rows", "num_candidates", "group_size", "tiles_per_group"]
+_RAGGED = ["num_rows", "num_candidates", "group_size", "tiles_per_group", "rounds", "reach"]
 
 
 @triton.jit
@@ -49,12 +54,13 @@ def row_constant(target, absent, log_q, num_items, num_candidates, CORRECTION: t
 @triton.jit
 def softmax_tile(
     begin, group, held, row, target, highest, total, mixture,
-    states, table, lists, bias, log_q, log_weight, states_stride, table_stride, num_candidates,
+    states, table, lists, bias, log_q, log_weight, row_numbers, item_numbers, positive_weight,
+    num_rows, num_items, rounds, reach, states_stride, table_stride, num_candidates,
     end, slope, filter_eps, column,
     D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, EXTRA: tl.constexpr,
     WITH_GRADIENT: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One step of the online softmax: candidates begin .. begin + BLOCK_K of the rows' group."""
+    """One step of the online sums: candidates begin .. begin + BLOCK_K of the rows' group."""
     slot = begin + tl.arange(0, BLOCK_K)
     inside = slot < end
     item = load_items(lists, group, slot, num_candidates, inside, EXTRA)
@@ -68,14 +74,25 @@ def softmax_tile(
         z += extra[None, :]
     if lists is not None:
         z = tl.where(item[None, :] == target[:, None], -float("inf"), z)
-    higher = tl.maximum(highest, tl.max(z, 1))
-    decay = tl.exp2(highest - higher)
-    p = tl.exp2(z - higher[:, None])
-    total = total * decay + tl.sum(p, 1)
+    if row_numbers is not None:
+        met = have_met(row, place, row_numbers, item_numbers, num_rows, num_items, rounds, reach)
+        z = tl.where(met, -float("inf"), z)
+    higher = highest
+    if positive_weight is not None:
+        p, part = binary_terms(z)
+        total += part
+        if DTYPE == tl.float16:
+            p *= tl.exp2(tl.full((), HALF_SHIFT, tl.float32))
+    else:
+        higher = tl.maximum(highest, tl.max(z, 1))
+        decay = tl.exp2(highest - higher)
+        p = tl.exp2(z - higher[:, None])
+        total = total * decay + tl.sum(p, 1)
+        if WITH_GRADIENT:
+            mixture *= decay[:, None]
     if WITH_GRADIENT:
         if D > BLOCK_D:
             block = load_rows(table, place, table_stride, None, column, D, BLOCK_D, DTYPE)
-        mixture *= decay[:, None]
         if filter_eps is None:
             mixture = dot(p.to(DTYPE), block, mixture, PRECISION)
         elif tl.max(tl.max(p, 1) / total, 0) >= filter_eps:
@@ -106,20 +123,29 @@ def target_logits(
 @triton.jit
 def finish_rows(
     row, row_mask, highest, total, absent, mixture, positive, block, faults,
-    targets, log_q, loss, lse, shift, target_error, gradient, num_rows, num_items, num_candidates,
-    ignore_index,
+    targets, log_q, loss, lse, shift, target_error, gradient, positive_weight, num_rows, num_items,
+    num_candidates, ignore_index,
     D: tl.constexpr, BLOCK_D: tl.constexpr, CATALOGUE: tl.constexpr, CORRECTION: tl.constexpr,
-    CORRECTED_VALUE: tl.constexpr,
+    CORRECTED_VALUE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """From the softmax over the candidates to the outputs of the rows, and a block of D."""
+    """From the sums over the candidates to the outputs of the rows, and a block of D."""
     target = tl.load(targets + row, mask=row_mask, other=ignore_index)
     known = row_mask & (target != ignore_index)
     inside = known & (target >= 0) & (target < num_items)
     item = tl.where(inside, target, 0).to(tl.int32)
     constant = row_constant(item, absent, log_q, num_items, num_candidates, CORRECTION)
+    # A softmax is that of the running maximum, until here.
+    rest = highest + constant
     # At least 1 where there is a candidate at all; LOWEST stays lowest.
     negative = highest + tl.log2(tl.maximum(total, 1e-30)) + constant
-    if CATALOGUE:
+    if positive_weight is not None:
+        row_lse = tl.zeros(row.shape, tl.float32)
+        row_loss = (positive_weight * softplus(-positive) + total) * LN_2
+        error = -positive_weight * probability(-positive, 0.0, True)
+        rest = row_lse
+        if DTYPE == tl.float16:
+            rest -= HALF_SHIFT
+    elif CATALOGUE:
         row_lse = negative
         row_loss = tl.maximum(negative - positive, 0) * LN_2
         # The target is one of the candidates, whose softmax is in the mixture.
@@ -136,7 +162,7 @@ def finish_rows(
             value = -error * (negative + tl.log2(misses) - positive) * LN_2
             row_loss = tl.where(total > 0, value, 0.0)
     if gradient is not None:
-        share = tl.where(inside, tl.exp2(highest + constant - row_lse), 0.0)
+        share = tl.where(inside, tl.exp2(rest - row_lse), 0.0)
         d = block * BLOCK_D + tl.arange(0, BLOCK_D)
         place = gradient + row[:, None].to(tl.int64) * D + d[None, :]
         value = (mixture * share[:, None]).to(gradient.dtype.element_ty)
@@ -180,11 +206,12 @@ def count_absent(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def softmax_forward(
-    states, table, targets, lists, bias, scale, log_q, log_weight, loss, lse, shift, target_error,
-    gradient, faults, absent, filter_eps, partial_rows, partial_mixture,
+    states, table, targets, lists, bias, scale, log_q, log_weight, row_numbers, item_numbers,
+    loss, lse, shift, target_error, gradient, faults, absent, filter_eps, partial_rows,
+    partial_mixture, positive_weight,
     num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32, group_size: tl.int32,
-    tiles_per_group: tl.int32, states_stride: tl.int64, table_stride: tl.int64,
-    ignore_index: tl.int64,
+    tiles_per_group: tl.int32, rounds: tl.int32, reach: tl.int32, states_stride: tl.int64,
+    table_stride: tl.int64, ignore_index: tl.int64,
     D: tl.constexpr, CORRECTION: tl.constexpr, CORRECTED_VALUE: tl.constexpr,
     GIVEN: tl.constexpr, SPLITS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -224,14 +251,16 @@ def softmax_forward(
     for begin in range(first, whole, BLOCK_K):
         highest, total, mixture = softmax_tile(
             begin, group, held, row, target, highest, total, mixture,
-            states, table, lists, bias, log_q, log_weight, states_stride, table_stride,
+            states, table, lists, bias, log_q, log_weight, row_numbers, item_numbers,
+            positive_weight, num_rows, num_items, rounds, reach, states_stride, table_stride,
             num_candidates, last, slope, filter_eps, block * BLOCK_D,
             D, BLOCK_K, BLOCK_D, EXTRA, gradient is not None, DTYPE, PRECISION,
         )  # fmt: skip
     if whole < last:
         highest, total, mixture = softmax_tile(
             whole, group, held, row, target, highest, total, mixture,
-            states, table, lists, bias, log_q, log_weight, states_stride, table_stride,
+            states, table, lists, bias, log_q, log_weight, row_numbers, item_numbers,
+            positive_weight, num_rows, num_items, rounds, reach, states_stride, table_stride,
             num_candidates, last, slope, filter_eps, block * BLOCK_D,
             D, BLOCK_K, BLOCK_D, True, gradient is not None, DTYPE, PRECISION,
         )  # fmt: skip
@@ -239,8 +268,9 @@ def softmax_forward(
         row_absent = load_absent(absent, row, row_mask)
         finish_rows(
             row, row_mask, highest, total, row_absent, mixture, positive, block, faults,
-            targets, log_q, loss, lse, shift, target_error, gradient, num_rows, num_items,
-            num_candidates, ignore_index, D, BLOCK_D, lists is None, CORRECTION, CORRECTED_VALUE,
+            targets, log_q, loss, lse, shift, target_error, gradient, positive_weight, num_rows,
+            num_items, num_candidates, ignore_index, D, BLOCK_D, lists is None, CORRECTION,
+            CORRECTED_VALUE, DTYPE,
         )  # fmt: skip
     else:
         place = partial_rows + split * 2 * num_rows.to(tl.int64) + row
@@ -260,7 +290,7 @@ def softmax_forward(
 @triton.jit(do_not_specialize=["num_rows", "num_candidates"])
 def combine_splits(
     states, table, targets, lists, bias, scale, log_q, loss, lse, shift, target_error,
-    gradient, faults, absent, partial_rows, partial_mixture,
+    gradient, faults, absent, partial_rows, partial_mixture, positive_weight,
     num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32,
     states_stride: tl.int64, table_stride: tl.int64, ignore_index: tl.int64,
     D: tl.constexpr, CORRECTION: tl.constexpr, CORRECTED_VALUE: tl.constexpr,
@@ -299,8 +329,9 @@ def combine_splits(
     finish_rows(
         row, row_mask, highest, total, load_absent(absent, row, row_mask), mixture, positive,
         block, faults,
-        targets, log_q, loss, lse, shift, target_error, gradient, num_rows, num_items,
-        num_candidates, ignore_index, D, BLOCK_D, lists is None, CORRECTION, CORRECTED_VALUE,
+        targets, log_q, loss, lse, shift, target_error, gradient, positive_weight, num_rows,
+        num_items, num_candidates, ignore_index, D, BLOCK_D, lists is None, CORRECTION,
+        CORRECTED_VALUE, DTYPE,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from kernels.triton_plan import (
     lists_of,
     log_q_of,
     log_weight_of,
+    met_of,
     plan,
     strides,
     touched_like,
@@ -192,6 +193,7 @@ def _arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of both kernels; `own` is the one that each has to itself."""
     problem, cut, weights = task.problem, task.cut, task.weights
+    numbers, rounds_and_reach = met_of(problem)
     arguments = (
         *problem[:3],
         task.lists_GK,
@@ -199,6 +201,7 @@ def _arguments(
         problem.logit_scale,
         log_q_of(problem),
         log_weight_of(problem),
+        *numbers,
         task.saved.shift_N,
         *weights,
         own,
@@ -206,17 +209,20 @@ def _arguments(
         bias,
         *task.places,
         cut.num_rows,
+        cut.num_items,
         cut.num_candidates,
         cut.group_size,
         parts,
         first_group,
+        *rounds_and_reach,
         *weight_strides(*weights),
         *strides(problem),
     )
     constants = {
         "D": cut.width,
         "GIVEN": is_given(problem),
-        "UNIFORM": is_uniform(*weights),
+        "UNIFORM": is_uniform(problem, *weights),
+        "BINARY": problem.positive_weight is not None,
         "DTYPE": cut.config.dtype,
         "PRECISION": cut.config.precision,
         "BLOCK_R": tile.block_r,

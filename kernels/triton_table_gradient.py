@@ -7,21 +7,20 @@ upstream gradients of the rows. Rows of the gradient are found by `triton_common
 import triton
 import triton.language as tl
 
-from kernels.triton_common import LOG2_E, destination, dot
+from kernels.triton_common import HALF_SHIFT, LOG2_E, destination, dot
 from kernels.triton_tiles import (
     candidate_bias,
+    have_met,
     load_items,
     load_rows,
     load_scale,
     load_weight,
+    probability,
     scores,
     target_gradient,
 )
 
-HALF_SHIFT = tl.constexpr(12)
-"""A softmax in float16 is kept times 2^12: the small ones are lost otherwise."""
-
-_RAGGED = ["num_rows", "num_candidates", "group_size", "parts"]
+_RAGGED = ["num_rows", "num_candidates", "group_size", "parts", "rounds", "reach"]
 
 
 @triton.jit
@@ -61,11 +60,12 @@ def add_rows(place, value, mask, STORE: tl.constexpr):
 @triton.jit
 def group_tile(
     start, end, group, held, row, target, row_shift, weight, factor, strength,
-    states, table, lists, bias, log_q, log_weight, rows, bias_gradient, touched, rank,
-    num_candidates, local_group, states_stride, table_stride,
+    states, table, lists, bias, log_q, log_weight, row_numbers, item_numbers, rows, bias_gradient,
+    touched, rank, num_rows, num_items, rounds, reach, num_candidates, local_group, states_stride,
+    table_stride,
     D: tl.constexpr, EXTRA: tl.constexpr, MASKED: tl.constexpr, STORE: tl.constexpr,
-    BY_SLOT: tl.constexpr, UNIFORM: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BY_SLOT: tl.constexpr, UNIFORM: tl.constexpr, BINARY: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """What a group adds to the rows of candidates start .. start + BLOCK_K."""
     slot = start + tl.arange(0, BLOCK_K)
@@ -79,8 +79,11 @@ def group_tile(
     if EXTRA:
         extra = candidate_bias(item, slot, group, num_candidates, inside, bias, log_q, log_weight)
         z += extra[None, :]
-    error = tl.exp2(z - row_shift[:, None])
+    error = probability(z, row_shift[:, None], BINARY)
     error = tl.where(item[None, :] == target[:, None], 0.0, error)
+    if row_numbers is not None:
+        met = have_met(row, place, row_numbers, item_numbers, num_rows, num_items, rounds, reach)
+        error = tl.where(met, 0.0, error)
     if not UNIFORM:
         error *= weight[:, None]
     if BY_SLOT:
@@ -114,14 +117,14 @@ def group_tile(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def group_gradient(
-    states, table, targets, lists, bias, scale, log_q, log_weight, shift, loss_weight, lse_weight,
-    num_first, rows, bias_gradient, touched, rank,
-    num_rows: tl.int32, num_candidates: tl.int32, group_size: tl.int32, parts: tl.int32,
-    first_group: tl.int32,
+    states, table, targets, lists, bias, scale, log_q, log_weight, row_numbers, item_numbers,
+    shift, loss_weight, lse_weight, num_first, rows, bias_gradient, touched, rank,
+    num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32, group_size: tl.int32,
+    parts: tl.int32, first_group: tl.int32, rounds: tl.int32, reach: tl.int32,
     loss_weight_stride: tl.int64, lse_weight_stride: tl.int64, states_stride: tl.int64,
     table_stride: tl.int64,
     D: tl.constexpr, GIVEN: tl.constexpr, FRONT: tl.constexpr, BY_SLOT: tl.constexpr,
-    UNIFORM: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    UNIFORM: tl.constexpr, BINARY: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """What a group of at most BLOCK_R rows adds to the rows of its candidates.
@@ -170,26 +173,30 @@ def group_gradient(
     for start in range(begin, whole, BLOCK_K):
         group_tile(
             start, end, group, held, row, target, row_shift, weight, factor, strength,
-            states, table, lists, bias, log_q, log_weight, rows, bias_gradient, touched, rank,
-            num_candidates, local_group, states_stride, table_stride,
-            D, EXTRA, EXTRA, STORE, BY_SLOT, UNIFORM, DTYPE, PRECISION, BLOCK_K, BLOCK_D,
+            states, table, lists, bias, log_q, log_weight, row_numbers, item_numbers, rows,
+            bias_gradient, touched, rank, num_rows, num_items, rounds, reach, num_candidates,
+            local_group, states_stride, table_stride,
+            D, EXTRA, EXTRA, STORE, BY_SLOT, UNIFORM, BINARY, DTYPE, PRECISION, BLOCK_K, BLOCK_D,
         )  # fmt: skip
     if whole < end:
         group_tile(
             whole, end, group, held, row, target, row_shift, weight, factor, strength,
-            states, table, lists, bias, log_q, log_weight, rows, bias_gradient, touched, rank,
-            num_candidates, local_group, states_stride, table_stride,
-            D, True, True, STORE, BY_SLOT, UNIFORM, DTYPE, PRECISION, BLOCK_K, BLOCK_D,
+            states, table, lists, bias, log_q, log_weight, row_numbers, item_numbers, rows,
+            bias_gradient, touched, rank, num_rows, num_items, rounds, reach, num_candidates,
+            local_group, states_stride, table_stride,
+            D, True, True, STORE, BY_SLOT, UNIFORM, BINARY, DTYPE, PRECISION, BLOCK_K, BLOCK_D,
         )  # fmt: skip
 
 
 @triton.jit
 def pool_tile(
     start, end, first_row, held, item, extra, value, error_sum, strength,
-    states, table, targets, lists, shift, loss_weight, lse_weight, bias_gradient, filter_eps,
+    states, table, targets, lists, row_numbers, item_numbers, shift, loss_weight, lse_weight,
+    bias_gradient, filter_eps, num_rows, num_items, rounds, reach,
     loss_weight_stride, lse_weight_stride, states_stride, table_stride, column,
     D: tl.constexpr, EXTRA: tl.constexpr, MASKED: tl.constexpr, UNIFORM: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    BINARY: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Adds what rows start .. start + BLOCK_R of a group owe to a tile of candidates."""
     offset = start + tl.arange(0, BLOCK_R)
@@ -221,7 +228,10 @@ def pool_tile(
     z *= strength * LOG2_E
     if EXTRA:
         z += extra[:, None]
-    error = tl.exp2(z - row_shift[None, :])
+    error = probability(z, row_shift[None, :], BINARY)
+    if row_numbers is not None:
+        met = have_met(place, row, item_numbers, row_numbers, num_items, num_rows, rounds, reach)
+        error = tl.where(met, 0.0, error)
     if not UNIFORM:
         error *= (g + h)[None, :]
     if lists is not None:
@@ -249,14 +259,14 @@ def pool_tile(
 
 @triton.jit(do_not_specialize=_RAGGED)
 def pool_gradient(
-    states, table, targets, lists, bias, scale, log_q, log_weight, shift, loss_weight, lse_weight,
-    filter_eps, rows, bias_gradient, touched, rank,
-    num_rows: tl.int32, num_candidates: tl.int32, group_size: tl.int32, parts: tl.int32,
-    first_group: tl.int32,
+    states, table, targets, lists, bias, scale, log_q, log_weight, row_numbers, item_numbers,
+    shift, loss_weight, lse_weight, filter_eps, rows, bias_gradient, touched, rank,
+    num_rows: tl.int32, num_items: tl.int32, num_candidates: tl.int32, group_size: tl.int32,
+    parts: tl.int32, first_group: tl.int32, rounds: tl.int32, reach: tl.int32,
     loss_weight_stride: tl.int64, lse_weight_stride: tl.int64, states_stride: tl.int64,
     table_stride: tl.int64,
     D: tl.constexpr, GIVEN: tl.constexpr, STORE: tl.constexpr, BY_SLOT: tl.constexpr,
-    UNIFORM: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+    UNIFORM: tl.constexpr, BINARY: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """What all rows of a large group add to a tile of its candidates, or of the catalogue.
@@ -289,16 +299,18 @@ def pool_gradient(
     for start in range(begin, whole, BLOCK_R):
         value, error_sum = pool_tile(
             start, end, first_row, held, item, extra, value, error_sum, strength,
-            states, table, targets, lists, shift, loss_weight, lse_weight, bias_gradient,
-            filter_eps, loss_weight_stride, lse_weight_stride, states_stride, table_stride, column,
-            D, EXTRA, False, UNIFORM, DTYPE, PRECISION, BLOCK_R, BLOCK_D,
+            states, table, targets, lists, row_numbers, item_numbers, shift, loss_weight,
+            lse_weight, bias_gradient, filter_eps, num_rows, num_items, rounds, reach,
+            loss_weight_stride, lse_weight_stride, states_stride, table_stride, column,
+            D, EXTRA, False, UNIFORM, BINARY, DTYPE, PRECISION, BLOCK_R, BLOCK_D,
         )  # fmt: skip
     if whole < end:
         value, error_sum = pool_tile(
             whole, end, first_row, held, item, extra, value, error_sum, strength,
-            states, table, targets, lists, shift, loss_weight, lse_weight, bias_gradient,
-            filter_eps, loss_weight_stride, lse_weight_stride, states_stride, table_stride, column,
-            D, EXTRA, True, UNIFORM, DTYPE, PRECISION, BLOCK_R, BLOCK_D,
+            states, table, targets, lists, row_numbers, item_numbers, shift, loss_weight,
+            lse_weight, bias_gradient, filter_eps, num_rows, num_items, rounds, reach,
+            loss_weight_stride, lse_weight_stride, states_stride, table_stride, column,
+            D, EXTRA, True, UNIFORM, BINARY, DTYPE, PRECISION, BLOCK_R, BLOCK_D,
         )  # fmt: skip
     factor = 1.0
     if UNIFORM:

@@ -63,6 +63,51 @@ def target_gradient(error, g, h, CATALOGUE: tl.constexpr):
 
 
 @triton.jit
+def probability(z, shift, BINARY: tl.constexpr):
+    """Softmax of a candidate's logit or, for binary cross-entropies, its sigmoid."""
+    if BINARY:
+        return 1 / (1 + tl.exp2(shift - z))
+    else:
+        return tl.exp2(z - shift)
+
+
+@triton.jit
+def softplus(z):
+    """log(1 + e^z) in base 2."""
+    return tl.maximum(z, 0) + tl.log2(1 + tl.exp2(-tl.abs(z)))
+
+
+@triton.jit
+def product(a, b):
+    """The product of two."""
+    return a * b
+
+
+@triton.jit
+def binary_terms(z):
+    """Sigmoid of every logit, and the sum of softplus over the last axis.
+
+    That is one logarithm a row, of a product that at most 64 columns keep within float32.
+    """
+    tl.static_assert(z.shape[1] <= 64)
+    small = tl.exp2(-tl.abs(z))
+    whole = 1 + small
+    total = tl.sum(tl.maximum(z, 0), 1) + tl.log2(tl.reduce(whole, 1, product))
+    return tl.where(z >= 0, 1.0, small) / whole, total
+
+
+@triton.jit
+def have_met(left, right, left_numbers, right_numbers, num_left, num_right, rounds, reach):
+    """Which of them had numbers within `reach` of each other in an earlier round."""
+    met = tl.zeros((left.shape[0], right.shape[0]), tl.int1)
+    for number in range(rounds):
+        a = tl.load(left_numbers + number * num_left.to(tl.int64) + left)
+        b = tl.load(right_numbers + number * num_right.to(tl.int64) + right)
+        met = met | (tl.abs(a[:, None] - b[None, :]) <= reach)
+    return met
+
+
+@triton.jit
 def load_items(lists, group, slot, num_candidates, inside, MASKED: tl.constexpr):
     """The items of a group's slots, -1 where there is no candidate."""
     if lists is None:

@@ -15,6 +15,8 @@ from kernels.candidates import (
     Explicit,
     InBatch,
     LogUniform,
+    Met,
+    Mixed,
     Popularity,
     Uniform,
     philox,
@@ -433,3 +435,41 @@ LISTS = torch.zeros(3, 2, dtype=torch.int64)
 def test_candidates_that_do_not_fit_the_call_are_named(sampler: Candidates, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampler.draws(TARGETS, 9, 2, -100)
+
+
+def test_a_mixture_is_the_batch_and_uniform_draws() -> None:
+    targets_N = torch.tensor([3, 3, -100, 1])
+    weights_V = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0])
+    mixed = Mixed(6, 11, InBatch(weights_V), torch.tensor([2]))
+    draws, group_size = mixed.draws(targets_N, 5, 128, -100)
+    assert group_size == 4
+    assert draws.num_candidates == 10
+    assert draws.ids_GK is not None
+    drawn_1K = draw(13, 1, 6, 5)
+    assert draws.ids_GK.tolist() == [[3, 3, -1, 1, *drawn_1K[0].tolist()]]
+    assert draws.log_q_V is not None
+    expected_V = (4 * weights_V / 20 + 6 / 5) / 10
+    torch.testing.assert_close(draws.log_q_V.exp(), expected_V)
+    torch.testing.assert_close(draws.log_q_V.exp().sum(), torch.tensor(1.0))
+
+
+def test_a_mixture_needs_the_probabilities_of_targets() -> None:
+    with pytest.raises(ValueError, match="in_batch must have probabilities"):
+        Mixed(6, 11, InBatch())
+    with pytest.raises(ValueError, match="num_candidates must be at least 1"):
+        Mixed(0, 11, InBatch(torch.ones(5)))
+
+
+@pytest.mark.parametrize(
+    ("met", "message"),
+    [
+        (Met(torch.zeros(2, 3).int(), torch.zeros(2, 5).int(), -1), "reach must not be negative"),
+        (Met(torch.zeros(2, 4).int(), torch.zeros(2, 5).int(), 0), r"row_numbers_QN .*\[2, 3\]"),
+        (Met(torch.zeros(2, 3).int(), torch.zeros(1, 5).int(), 0), r"item_numbers_QV .*\[2, 5\]"),
+        (Met(torch.zeros(2, 3), torch.zeros(2, 5).int(), 0), "must be int32"),
+    ],
+)
+def test_numbers_of_rounds_that_do_not_fit(met: Met, message: str) -> None:
+    given = Explicit(torch.zeros(3, 2, dtype=torch.int64), met=met)
+    with pytest.raises(ValueError, match=message):
+        given.draws(torch.zeros(3, dtype=torch.int64), 5, 1, -100)

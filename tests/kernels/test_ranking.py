@@ -1,15 +1,17 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import reference, reference_ranking, target_ranks, top_k
+from kernels.gpu import Gpu, simulated_gpu
 from objectives.memory import measured_memory
 
 Pairs = list[tuple[int, int]]
@@ -386,22 +388,79 @@ def reranked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.usefixtures("triton_backend")
-def test_rows_with_more_good_items_than_room_are_ranked_again(
-    reranked: list[int], monkeypatch: pytest.MonkeyPatch, device: torch.device
-) -> None:
+class Crowded(NamedTuple):
+    """The best items of rows 1 and 3 fall into few groups, and find no room."""
+
+    states_BD: Tensor
+    table_VD: Tensor
+    seen: Pairs
+
+    def lists(self, device: torch.device, *, exact: bool) -> list[list[int]]:
+        """Two items each, of Triton."""
+        states_BD, table_VD = self.states_BD.to(device), self.table_VD.to(device)
+        with ranking_on("triton"):
+            lists_Bk = top_k(states_BD, table_VD, 2, as_tensors(self.seen, device), exact=exact)
+        ids: list[list[int]] = lists_Bk.tolist()
+        return ids
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> Crowded:
     monkeypatch.setattr(f"{LAUNCH}._LEAST_ROOM", 8)
-    # The best items of rows 1 and 3 all fall into group 0.
     table_VD = torch.zeros(400, 2)
     table_VD[::32, 0] = torch.arange(13.0)
     table_VD[:, 1] = torch.arange(400.0)
     states_BD = torch.tensor([[0.0, 1.0], [100.0, 0.0], [0.0, -1.0], [100.0, 0.0]])
-    seen: Pairs = [(1, 384), (3, 352), (3, 352), (2, 0), (0, 7)]
-    with ranking_on("triton"):
-        lists_Bk = top_k(states_BD.to(device), table_VD.to(device), 2, as_tensors(seen, device))
-    assert lists_Bk.tolist() == sorted_lists(states_BD, table_VD, 2, seen)
+    return Crowded(states_BD, table_VD, [(1, 384), (3, 352), (3, 352), (2, 0), (0, 7)])
+
+
+@pytest.mark.usefixtures("triton_backend")
+def test_rows_with_more_good_items_than_room_are_ranked_again(
+    crowded: Crowded, reranked: list[int], device: torch.device
+) -> None:
+    lists = crowded.lists(device, exact=True)
+    assert lists == sorted_lists(crowded.states_BD, crowded.table_VD, 2, crowded.seen)
     # A card has other tiles, and groups of other items.
     assert reranked == [2] or device.type == "cuda"
+
+
+@pytest.mark.usefixtures("triton_backend")
+def test_where_nothing_waits_such_rows_have_the_best_of_groups(
+    crowded: Crowded, reranked: list[int], device: torch.device
+) -> None:
+    lists = crowded.lists(device, exact=False)
+    assert reranked == []
+    best = sorted_lists(crowded.states_BD, crowded.table_VD, 2, crowded.seen)
+    assert [lists[row] for row in (0, 2)] == [best[row] for row in (0, 2)]
+    if device.type == "cpu":
+        # Ids modulo 64: where the best of a group was seen, the group counts for nothing.
+        assert [lists[row] for row in (1, 3)] == [[352, 1], [384, 1]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("with_seen", [False, True])
+def test_where_nothing_waits_other_rows_have_the_best(
+    backend: str, with_seen: bool, device: torch.device
+) -> None:
+    generator = torch.Generator().manual_seed(9)
+    states_BD = integers(generator, 7, 20).to(device)
+    table_VD = integers(generator, 300, 20).to(device)
+    rows_P, ids_P = random_pairs(generator, 60, 7, 300)
+    seen = (rows_P.to(device), ids_P.to(device)) if with_seen else None
+    with ranking_on(backend):
+        lists_Bk = top_k(states_BD, table_VD, 3, seen, exact=False)
+        assert torch.equal(lists_Bk, top_k(states_BD, table_VD, 3, seen))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_items", "k"), [(512, 1_000_003, 4096), (2048, 200_000, 64), (5, 7, 9)]
+)
+def test_where_nothing_waits_no_number_is_asked_for(num_rows: int, num_items: int, k: int) -> None:
+    """There is none in a tensor that is not real."""
+    pytest.importorskip("triton")
+    with simulated_gpu(Gpu(9, 132)), FakeTensorMode():
+        states_BD, table_VD = torch.empty(num_rows, 8), torch.empty(num_items, 8)
+        assert top_k(states_BD, table_VD, k, exact=False).shape == (num_rows, k)
 
 
 @pytest.mark.usefixtures("triton_backend")

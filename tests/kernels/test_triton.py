@@ -14,15 +14,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from kernels import (
     AliasTable,
     Explicit,
     InBatch,
     LogUniform,
+    Met,
+    Mixed,
     Popularity,
     Uniform,
     full_cross_entropy,
+    sampled_binary_cross_entropy,
     sampled_cross_entropy,
 )
 from kernels.candidates import Candidates, Draws, draw
@@ -77,6 +81,8 @@ class Case:
     width: int = 20
     dtype: torch.dtype = torch.float32
     correction: str = "logq"
+    positive_weight: float | None = None
+    """Of binary cross-entropies."""
     extras: bool = False
     """With bias and logit scale."""
     ignored: bool = False
@@ -111,11 +117,19 @@ class Case:
                 return InBatch()
             case "in-batch q":
                 return InBatch(weights_V.to(device))
+            case "mixed":
+                in_batch = InBatch(weights_V.to(device))
+                return Mixed(self.num_candidates, self.seed, in_batch, offset)
         num_groups = -(-len(targets_N) // self.group_size)
         shape = num_groups, self.num_candidates
         ids_GK = torch.randint(-1, self.num_items, shape, generator=generator).to(device)
         log_weight_GK = torch.randn(shape, generator=generator).to(device)
-        return Explicit(ids_GK, log_weight_GK if self.sampler == "weighted lists" else None)
+        met = None
+        if self.sampler == "met lists":
+            rows_QN = torch.randint(9, (2, len(targets_N)), generator=generator)
+            items_QV = torch.randint(9, (2, self.num_items), generator=generator)
+            met = Met(rows_QN.int().to(device), items_QV.int().to(device), reach=1)
+        return Explicit(ids_GK, log_weight_GK if self.sampler == "weighted lists" else None, met)
 
     def inputs(self, device: torch.device) -> Inputs:
         """Logits have a spread of 2, and some targets are the first and the last item."""
@@ -146,6 +160,16 @@ class Case:
             "deterministic": self.deterministic,
         }
         data = given.states_ND, given.table_VD, given.targets_N
+        if self.positive_weight is not None:
+            loss = sampled_binary_cross_entropy(
+                *data,
+                self.candidates(given.targets_N),
+                **options,
+                group_size=self.group_size,
+                positive_weight=self.positive_weight,
+                table_gradient=self.table_gradient,
+            )
+            return loss, loss.new_zeros(self.num_rows)
         if self.sampler == "full":
             return full_cross_entropy(*data, **options, return_lse=True)
         return sampled_cross_entropy(
@@ -181,6 +205,10 @@ class Case:
             ids_NK = ids_GK[group_N]
             absent_NK = (ids_NK == -1) | (ids_NK == targets_N[:, None])
             ids_NK = ids_NK.clamp(min=0)
+            if draws.met is not None:
+                rows_QN, items_QV, reach = draws.met
+                apart_QNK = (rows_QN[:, :, None] - items_QV[:, ids_NK]).abs()
+                absent_NK = absent_NK | (apart_QNK <= reach).any(0)
             logits_NK = scale * torch.einsum("nd,nkd->nk", states_ND, table_VD[ids_NK])
             logits_NK = logits_NK + bias_V[ids_NK]
             left_N = (~absent_NK).sum(1).clamp(min=1).double()
@@ -188,7 +216,8 @@ class Case:
             if log_q_V is None and draws.ids_GK is None:
                 log_q_V = torch.full((num_items,), 1 / num_items, device=states_ND.device).log()
             constant_N = torch.zeros_like(positive_N)
-            if self.correction != "none" and log_q_V is not None:
+            is_corrected = self.correction != "none" and self.positive_weight is None
+            if is_corrected and log_q_V is not None:
                 q_V = log_q_V.double().exp()
                 logits_NK = logits_NK - log_q_V[ids_NK].to(dtype)
                 constant_N = ((1 - q_V[targets_N]) / left_N).log().to(dtype)
@@ -197,6 +226,9 @@ class Case:
             logits_NK = (logits_NK + constant_N[:, None]).masked_fill(absent_NK, -torch.inf)
             lse_N = torch.cat([positive_N[:, None], logits_NK], dim=1).logsumexp(1)
             loss_N = lse_N - positive_N
+            if self.positive_weight is not None:
+                lse_N = torch.zeros_like(lse_N)
+                loss_N = self.positive_weight * softplus(-positive_N) + softplus(logits_NK).sum(1)
             if self.correction == "corrected-logq":
                 some_N = ~absent_NK.all(1)
                 negative_N = logits_NK.where(some_N[:, None], 0).logsumexp(1)
@@ -288,8 +320,11 @@ SAMPLERS = (
     "in-batch q",
     "lists",
     "weighted lists",
+    "met lists",
+    "mixed",
     "full",
 )
+WITHOUT_GROUPS = ("in-batch", "in-batch q", "mixed", "full")
 
 
 def cases(*variants: dict[str, Any]) -> list[Any]:
@@ -298,7 +333,7 @@ def cases(*variants: dict[str, Any]) -> list[Any]:
         Case(**{"group_size": group_size, "num_rows": num_rows, **variant})
         for variant in variants
         for group_size, num_rows in ROWS_BY_GROUP_SIZE.items()
-        if group_size == 1000 or variant.get("sampler") not in ("in-batch", "in-batch q", "full")
+        if group_size == 1000 or variant.get("sampler") not in WITHOUT_GROUPS
     ]
     return [
         pytest.param(case, id=f"{number}-{case.sampler}-{case.group_size}")
@@ -308,6 +343,20 @@ def cases(*variants: dict[str, Any]) -> list[Any]:
 
 def every_case(*variants: dict[str, Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases(*variants))
+
+
+BINARY: list[dict[str, Any]] = [
+    *({"sampler": sampler, "extras": True, "ignored": True} for sampler in SAMPLERS[:-1]),
+    {"width": 300, "num_candidates": 70},
+    {"dtype": BF16, "extras": True},
+    {"dtype": FP16, "extras": True, "ignored": True},
+    {"dtype": FP16, "reduction": "mean"},
+    {"dtype": BF16, "autocast": True, "reduction": "mean"},
+    {"table_gradient": "touched", "num_items": 100, "ignored": True},
+    {"deterministic": True, "extras": True, "reduction": "sum"},
+    {"num_items": 2},
+]
+"""Cases of binary cross-entropies."""
 
 
 @every_case(
@@ -337,6 +386,9 @@ def every_case(*variants: dict[str, Any]) -> pytest.MarkDecorator:
     {"deterministic": True, "extras": True, "ignored": True},
     {"deterministic": True, "sampler": "lists", "dtype": BF16, "reduction": "sum"},
     {"deterministic": True, "sampler": "full", "extras": True},
+    *({"positive_weight": 0.3, "lse": False, **variant} for variant in BINARY),
+    {"sampler": "met lists", "num_candidates": 70, "deterministic": True},
+    {"sampler": "met lists", "dtype": BF16, "table_gradient": "touched", "reduction": "mean"},
     {"num_candidates": 1},
     {"num_candidates": 70},
     {"num_rows": 1},
@@ -794,7 +846,7 @@ GRID_SIZES = tuple(itertools.product((1, 123, 507), (2, 997), (1, 300, 1200)))
 @pytest.mark.parametrize("group_size", GRID_GROUP_SIZES)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_the_grid(dtype: torch.dtype, group_size: int, sampler: str, device: torch.device) -> None:
-    if group_size > 1 and sampler in ("in-batch", "in-batch q", "full"):
+    if group_size > 1 and sampler in WITHOUT_GROUPS:
         pytest.skip("it has no groups")
     # What the kernels are compiled for is one thing in a test, and another in the next.
     place = list(TOLERANCES).index(dtype) + GRID_GROUP_SIZES.index(group_size)
@@ -820,6 +872,7 @@ def test_the_grid(dtype: torch.dtype, group_size: int, sampler: str, device: tor
             lse=number % 4 == 0,
             table_gradient=form,
             deterministic=deterministic,
+            positive_weight=0.5 if number % 4 == 3 and sampler != "full" else None,
             needs=(*next(needs), False, False)[:4],
             autocast=number % 2 == 1 and dtype != torch.float32,
         )
