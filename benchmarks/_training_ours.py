@@ -20,6 +20,7 @@ from objectives.config import TrialConfig
 from objectives.data.prepare import Sequences, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.evaluation import evaluate
+from objectives.loss_config import CCEMinus
 from objectives.losses import build_loss
 from objectives.training import Trainer
 
@@ -44,6 +45,7 @@ def measure(system: str, setup: Setup, arrays: Arrays, folder: Path) -> dict[str
         setup.seed,
     )
     result = _epochs(trainer, setup)
+    assert isinstance(config.loss, CCEMinus)
     result |= {
         "loss": f"cce- R={config.loss.group_size}",
         "precision": "bf16" if setup.device == "cuda" else "float32",

@@ -1,10 +1,14 @@
 """Configuration of a trial and its data; free of torch, so that a command line starts at once."""
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from models.config import ModelConfig
+from objectives.loss_config import CHOICES, LOSSES, CCEMinus, LossConfig, loss_class, loss_name
 
 if TYPE_CHECKING:
     from models.transformer import Transformer
@@ -71,18 +75,6 @@ class DataConfig(BaseModel):
         return self
 
 
-class LossConfig(BaseModel):
-    """The training loss."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    loss: Literal["cce-", "cce"] = Field(
-        "cce-", description="cce-: sampled softmax; cce: softmax over the whole catalogue"
-    )
-    negatives: int = Field(256, ge=1, description="sampled items per group of rows (cce-)")
-    group_size: int = Field(128, ge=1, description="rows that share their negatives (cce-)")
-
-
 class TrainingConfig(BaseModel):
     """Optimizer and schedule."""
 
@@ -105,9 +97,9 @@ class TrainingConfig(BaseModel):
     table_updates: Literal["auto", "dense", "adam", "adagrad"] = Field(
         "auto",
         description="dense: AdamW moves the whole item table in every step; adam, adagrad: only "
-        "the rows that the step touches move (cce-), which have one second moment each and no "
-        "first one; auto: adam for tables of 2^26 elements or more, and for "
-        "those in bfloat16, else dense",
+        "the rows that the step touches move (not with cce and rece, which touch all), which have "
+        "one second moment each and no first one; auto: adam for tables of 2^26 elements or more, "
+        "and for those in bfloat16, else dense",
     )
     table_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -137,26 +129,28 @@ class TrainingConfig(BaseModel):
 
 
 class TrialConfig(BaseModel):
-    """Everything a trial may vary. Each part belongs to its component; no name occurs twice."""
+    """Everything a trial may vary. Each part belongs to its component; names are never reused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    loss: LossConfig = CCEMinus()
     training: TrainingConfig = TrainingConfig()
 
     @model_validator(mode="after")
     def _rows_are_touched(self) -> Self:
-        training = self.training
-        if training.by_rows and self.loss.loss == "cce":
+        training, loss = self.training, self.loss
+        if training.by_rows and loss.touches_every_row:
             raise ValueError(
-                f"table_updates {training.table_updates} needs loss cce-: cce touches every row"
+                f"table_updates {training.table_updates} needs a loss that leaves most rows of "
+                f"the table alone: {loss.loss} touches every one"
             )
-        whole = self.loss.loss == "cce" or training.table_updates == "dense"
+        whole = loss.touches_every_row or training.table_updates == "dense"
         if training.table_dtype == "bfloat16" and whole:
             raise ValueError(
-                "table_dtype bfloat16 needs loss cce- and table_updates adam or adagrad, which "
-                "round at random: AdamW would round small steps away"
+                "table_dtype bfloat16 needs a loss that leaves most rows of the table alone (not "
+                "cce or rece), and table_updates adam or adagrad, which round at random: AdamW "
+                "would round small steps away"
             )
         return self
 
@@ -166,7 +160,9 @@ class TrialConfig(BaseModel):
         if training.table_updates != "auto":
             return self
         is_large = num_items * self.model.width >= LARGE_TABLE
-        by_rows = training.table_dtype == "bfloat16" or (is_large and self.loss.loss == "cce-")
+        by_rows = training.table_dtype == "bfloat16" or (
+            is_large and not self.loss.touches_every_row
+        )
         updates = {"table_updates": "adam" if by_rows else "dense"}
         return self.model_copy(update={"training": training.model_copy(update=updates)})
 
@@ -178,21 +174,76 @@ class TrialConfig(BaseModel):
         )
 
     @classmethod
-    def from_flat(cls, values: dict[str, Any]) -> Self:
-        """The configuration with these settings, by their own names, and defaults for the rest."""
-        parts = {
-            part: {name: values[name] for name in fields if name in values}
-            for part, fields in _SETTINGS_OF_PART.items()
-        }
-        return cls.model_validate(parts)
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration with these settings, by their own names, and defaults for the rest.
+
+        Settings that its loss does not have are left out: those of other losses of a search.
+        """
+        chosen = {**CHOICES, **values}
+        return cls.model_validate(
+            {
+                part: {name: chosen[name] for name in fields if name in chosen}
+                for part, fields in _fields_of_parts(values).items()
+            }
+        )
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its own name."""
+        """Every setting that the trial has, by its own name."""
         return {name: value for part in self.model_dump().values() for name, value in part.items()}
 
 
-_SETTINGS_OF_PART = {
-    part: type(getattr(TrialConfig(), part)).model_fields for part in TrialConfig.model_fields
-}
-SETTINGS = {name: field for fields in _SETTINGS_OF_PART.values() for name, field in fields.items()}
-"""Name of every setting of a trial, with its field."""
+def _fields_of_parts(values: Mapping[str, Any]) -> dict[str, dict[str, FieldInfo]]:
+    return {
+        "model": ModelConfig.model_fields,
+        "loss": loss_class(values).model_fields,
+        "training": TrainingConfig.model_fields,
+    }
+
+
+def settings_of(values: Mapping[str, Any]) -> set[str]:
+    """The settings of a trial with this loss and these candidates, or the default ones."""
+    return set().union(*_fields_of_parts(values).values())
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a trial, as commands offer it.
+
+    Attributes:
+        words: Its values, where they are a few words.
+        default: Its value where none is given; all values have its type.
+        description: For people.
+        losses: Names of the losses that have it; empty: every trial has it.
+    """
+
+    words: tuple[str, ...]
+    default: int | float | str
+    description: str
+    losses: tuple[str, ...] = ()
+
+
+def _setting(fields: list[tuple[str, FieldInfo]]) -> Setting:
+    """What the fields of one name are together; each comes with the loss that it is of, or ""."""
+    _, first = fields[0]
+    words = dict.fromkeys(word for _, field in fields for word in get_args(field.annotation))
+    return Setting(
+        words=tuple(words),
+        default=first.default,
+        description="; ".join(dict.fromkeys(field.description or "" for _, field in fields)),
+        losses=tuple(dict.fromkeys(loss for loss, _ in fields if loss)),
+    )
+
+
+def _settings() -> dict[str, Setting]:
+    parts: list[tuple[str, type[BaseModel]]] = [("", ModelConfig), ("", TrainingConfig)]
+    parts[1:1] = [(loss_name(loss), loss) for loss in LOSSES]
+    fields: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for loss, part in parts:
+        for name, field in part.model_fields.items():
+            # That a trial has a loss is true of all.
+            fields.setdefault(name, []).append(("" if name == "loss" else loss, field))
+    return {name: _setting(found) for name, found in fields.items()}
+
+
+SETTINGS = _settings()
+"""Every setting of a trial by its name."""

@@ -22,6 +22,7 @@ from objectives.data import PreparedData
 from objectives.data.batch_sizes import Lengths, Shape
 from objectives.data.sequences import stays_on_host
 from objectives.evaluation import batch_tokens
+from objectives.loss_config import CCE, GBCE, LossConfig, SharedNegatives
 from objectives.memory_trace import Sizes, Timeline, trace
 
 ALIGNMENT = 512
@@ -109,12 +110,9 @@ class MemoryModel:
         """
         config = config.resolved(self.data.num_items)
         sizes = self._sizes(config)
-        is_by_row = config.loss.loss == "cce-" and (
-            config.loss.group_size == 1 or config.training.arithmetic == "deterministic"
-        )
-        is_padded = not is_flash_width(config.model.width // config.model.num_heads)
-        if is_by_row or is_padded:
-            # What these run, or the products of sizes in it, depend on the sizes.
+        is_flash = is_flash_width(config.model.width // config.model.num_heads)
+        if not (_has_few_sizes(config) and is_flash):
+            # What it runs, or the products of sizes in it, depend on the sizes.
             return self.traced(config, budget)
         names = sizes.named(config, self.gpu)
         few = names["G"] * names["K"] <= min(4 * names["V"], _MOST_CLAIMS)
@@ -181,10 +179,21 @@ class MemoryModel:
         seen = int(histories * data.histories.mean(0, 1 << 40))
         return Sizes(
             data.num_items,
-            config.loss.negatives,
+            config.loss.negatives if isinstance(config.loss, SharedNegatives) else 0,
             shape,
             (max(1, int(histories * mean)), histories, max(1, seen)),
         )
+
+
+def _has_few_sizes(config: TrialConfig) -> bool:
+    """Whether `Sizes.named` has all the sizes that the loss runs by.
+
+    SCE, RECE and candidates that come from the batch derive theirs from the number of rows.
+    """
+    loss = config.loss
+    if isinstance(loss, SharedNegatives):
+        return loss.group_size > 1 and config.training.arithmetic == "fast"
+    return isinstance(loss, CCE)
 
 
 def _structure(config: TrialConfig) -> str:
@@ -203,7 +212,11 @@ def _structure(config: TrialConfig) -> str:
     )
     model = config.model.model_copy(update={"max_length": 1, "table_scale": 1.0})
     model = model.model_copy(update={"dropout": 0.5 * (config.model.dropout > 0)})
-    loss = config.loss.model_copy(update={"negatives": 1})
+    loss: LossConfig = config.loss
+    if isinstance(loss, SharedNegatives):
+        loss = loss.model_copy(update={"negatives": 1})
+    if isinstance(loss, GBCE):
+        loss = loss.model_copy(update={"calibration": 0.5})
     parts = {"training": training, "model": model, "loss": loss}
     return config.model_copy(update=parts).model_dump_json()
 
@@ -213,18 +226,18 @@ def _marked(config: TrialConfig, claims: bool, gpu: Gpu) -> tuple[Sizes, Gpu]:
     num_items, num_tokens = 2_000_000_011, 1_000_003
     num_rows = 700_001 if config.model.architecture == "bert4rec" else num_tokens
     # More draws than items can be claimed; or so few that those of all parts are fewer than items.
-    num_groups = -(-num_rows // config.loss.group_size)
+    loss = config.loss
+    group_size = loss.group_size if isinstance(loss, SharedNegatives) else num_rows
+    num_groups = -(-num_rows // group_size)
     draws = _MOST_CLAIMS // (4 * config.training.accumulation) if claims else 2 * _MOST_CLAIMS
     negatives = draws // num_groups + 7
     shape = Shape(1_013, num_tokens, num_rows, 50_021, 24)
     sizes = Sizes(num_items, negatives, shape, (1_500_007, 310_019, 1_800_017))
     # So many cards' worth of programs that the rows are cut into this many parts.
     width, table_dtype = config.model.width, getattr(torch, config.training.table_dtype)
-    is_full = config.loss.loss == "cce"
-    kernel = "catalogue" if is_full else "forward"
+    kernel = "forward" if isinstance(loss, SharedNegatives) else "catalogue"
     launch = config_of(gpu, torch.bfloat16, table_dtype, width, kernel)
-    group_size = num_rows if is_full else config.loss.group_size
     rows = for_group(launch.forward, group_size).block_r
-    programs = (1 if is_full else num_groups) * -(-group_size // rows)
+    programs = num_groups * -(-group_size // rows)
     programs *= -(-width // launch.block_d)
     return sizes, gpu._replace(num_sms=-(-_MARKED_SPLITS * programs // 2))

@@ -30,6 +30,7 @@ from objectives.config import TrialConfig
 from objectives.data import Sequences
 from objectives.data.batch_sizes import Shape
 from objectives.data.sequences import DeviceSequences, TargetBatch
+from objectives.loss_config import LossConfig, SharedNegatives
 from objectives.losses import build_loss
 from objectives.training import Trainer
 
@@ -169,7 +170,7 @@ class Sizes(NamedTuple):
 
     Attributes:
         num_items: V.
-        negatives: K.
+        negatives: K, of losses that groups of rows share negatives in; 0 of others.
         shape: Of the parts of a training batch.
         evaluated: Tokens, histories and seen items of an evaluation batch.
     """
@@ -180,17 +181,19 @@ class Sizes(NamedTuple):
     evaluated: tuple[int, int, int]
 
     def named(self, config: TrialConfig, gpu: Gpu) -> dict[str, int]:
-        """All dimensions that vary with them and with the card, by name."""
+        """All dimensions that vary with them and with the card, by name.
+
+        Those of SCE, RECE and candidates that come from the batch are not among them.
+        """
         loss, training, shape = config.loss, config.training, self.shape
         # It needs Triton, which a trace has.
         from kernels.triton_layer_norm import backward_programs
 
-        group_size = max(1, min(loss.group_size, shape.num_rows))
+        group_size, num_candidates, kernel = shape.num_rows, self.num_items, "catalogue"
+        if isinstance(loss, SharedNegatives):
+            group_size = max(1, min(loss.group_size, shape.num_rows))
+            num_candidates, kernel = self.negatives, "forward"
         num_groups = -(-shape.num_rows // group_size)
-        num_candidates, kernel = self.negatives, "forward"
-        if loss.loss == "cce":
-            group_size, num_groups = shape.num_rows, 1
-            num_candidates, kernel = self.num_items, "catalogue"
         table_dtype = getattr(torch, training.table_dtype)
         launch = config_of(gpu, torch.bfloat16, table_dtype, config.model.width, kernel)
         blocks = -(-config.model.width // launch.block_d)
@@ -246,7 +249,9 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
     """
     shape, (num_tokens, num_histories, num_seen) = sizes.shape, sizes.evaluated
     model_config = config.model.model_copy(update={"max_length": shape.longest})
-    loss = config.loss.model_copy(update={"negatives": sizes.negatives})
+    loss: LossConfig = config.loss
+    if isinstance(loss, SharedNegatives):
+        loss = loss.model_copy(update={"negatives": sizes.negatives})
     config = config.model_copy(update={"model": model_config, "loss": loss})
     two_items = Sequences(np.zeros(2, np.int32), np.array([0, 2]))
     recorder = Recorder(shape.num_tokens, num_tokens)
@@ -254,7 +259,9 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
         recorder.part = "parameters"
         model = config.build_model(sizes.num_items)
         recorder.part = "data"
-        table_loss = build_loss(config.loss, 0, model.outputs.sink)
+        counts_V = torch.empty(sizes.num_items, dtype=torch.int64) if loss.needs_counts else None
+        table_loss = build_loss(loss, 0, model.outputs.sink, counts_V)
+        del counts_V
         trainer = Trainer(
             model,
             recorder.doing("loss", table_loss, then=GRADIENTS),

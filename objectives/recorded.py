@@ -6,6 +6,7 @@ from pathlib import Path
 
 from objectives.config import TrialConfig
 from objectives.errors import UserError
+from objectives.loss_config import CCE, CCEMinus
 from objectives.trial import QUALITY, DivergedTrial, InfeasibleTrial, TrialContext, TrialResult
 
 _COLUMNS = (
@@ -55,7 +56,10 @@ class RecordedObjective:
 
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         """The recorded outcome; one report stands for the whole run."""
-        negatives = math.inf if config.loss.loss == "cce" else config.loss.negatives
+        loss = config.loss
+        if not isinstance(loss, CCE | CCEMinus):
+            raise UserError(f"loss {loss.loss}: the table has runs of cce and cce- alone")
+        negatives = loss.negatives if isinstance(loss, CCEMinus) else math.inf
         key = (config.training.batch_size, negatives, config.model.max_length)
         cell = self.cells.get(key)
         if cell is None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -240,8 +241,14 @@ class SequentialObjective:
         train = self.data.train
         on_host = stays_on_host(train.items.nbytes + train.offsets.nbytes, budget)
         sequences = DeviceSequences(train, self.device, on_host=on_host)
-        loss = build_loss(config.loss, seed, model.outputs.sink)
+        counts_V = self._item_counts.to(self.device) if config.loss.needs_counts else None
+        loss = build_loss(config.loss, seed, model.outputs.sink, counts_V)
         return Trainer(model, loss, sequences, config.training, seed)
+
+    @cached_property
+    def _item_counts(self) -> Tensor:
+        """How often each item occurs in the training data [V], on the host."""
+        return torch.from_numpy(np.bincount(self.data.train.items, minlength=self.data.num_items))
 
     def _targets(self, targets: Targets, budget: int) -> DeviceTargets:
         on_host = stays_on_host(targets.inputs.items.nbytes + targets.items.nbytes, budget)

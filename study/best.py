@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from objectives.config import TrialConfig
 from objectives.errors import UserError
 from study import cli
 
@@ -113,10 +114,12 @@ def as_toml(record: "StudyRecord", trial: "TrialRecord") -> str:
                 f"[{key}]",
                 *(f"{name} = {json.dumps(inner)}" for name, inner in value.items()),
             ]
+    # Earlier versions kept settings that the trial's loss does not have.
+    config = TrialConfig.from_flat(trial.config).flat()
     lines += [
         "",
         "[space]",
-        *(f"{name} = {json.dumps(value)}" for name, value in trial.config.items()),
+        *(f"{name} = {json.dumps(value)}" for name, value in config.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -153,7 +156,7 @@ def front_table(record: "StudyRecord") -> str:
         if not record.finished:
             return f"study {record.name} has no finished trial yet"
         return f"no trial of study {record.name} trained to its end within the budget"
-    names = list(front[0].params)
+    names = list(dict.fromkeys(name for trial in front for name in trial.params))
     header = ("trial", "memory", "NDCG@10", "test", *names)
     rows = [
         (

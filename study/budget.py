@@ -71,7 +71,8 @@ def check_floor(objective: "SequentialObjective", space: Space, budget: int) -> 
     """
     floors = []
     for smallest in space.smallest():
-        shown = ", ".join(f"{name} {smallest.flat()[name]}" for name in space.open)
+        chosen = {name: value for name, value in smallest.flat().items() if name in space.open}
+        shown = ", ".join(f"{name} {value}" for name, value in chosen.items())
         try:
             objective.check(smallest, budget)
             floors.append((objective.probe(smallest, budget, room=objective.room), shown))

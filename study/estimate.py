@@ -7,16 +7,18 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from objectives.config import SETTINGS, ColumnsConfig, DataConfig, TrialConfig
+from objectives.config import SETTINGS, ColumnsConfig, DataConfig, TrialConfig, settings_of
 from objectives.errors import UserError
+from objectives.loss_config import CHOICES
 from study import cli
 from study.cards import SHARE_OF_CARD
+from study.conditions import check_settings, loss_choices, settings_of_any, without
+from study.estimate_table import CARDS, Row, as_json, as_table
 from study.spec import Share, StudySpec, add_data_flags, add_setting_flag, flag_of, load_spec
 
 if TYPE_CHECKING:
@@ -24,19 +26,6 @@ if TYPE_CHECKING:
     from objectives.memory_model import DataShape, MemoryEstimate, MemoryModel
     from study.space import Value
 
-CARDS = (8, 16, 24, 40, 80)
-"""GiB of the cards that a table speaks of."""
-PARTS = (
-    "parameters",
-    "optimizer",
-    "gradients",
-    "activations",
-    "loss",
-    "data",
-    "evaluation",
-    "libraries",
-)
-"""Of a peak, in the order of the table."""
 SOUGHT = ("batch_size", "negatives", "max_length")
 """Settings whose largest value can be asked for."""
 
@@ -90,27 +79,6 @@ _SHAPE = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A configuration, or one whose largest value of a setting was sought.
-
-    Attributes:
-        shown: The settings that vary in the table.
-        config: The configuration; the value that was sought is the largest that fits, or 1.
-        estimate: Its peak.
-        card: GiB of the smallest of `CARDS` that it fits.
-        fits: Whether it fits the budget; None: there is none.
-        is_most: The value that was sought is the largest that the data allows.
-    """
-
-    shown: dict[str, "Value"]
-    config: TrialConfig
-    estimate: "MemoryEstimate"
-    card: int | None
-    fits: bool | None
-    is_most: bool = False
-
-
 def _estimate(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     columns = [f"columns.{name}" for name in ColumnsConfig.model_fields]
@@ -139,7 +107,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     model = MemoryModel(data, gpu)
     rows = []
     for values, config in grid:
-        shown = {name: values[name] for name in varying}
+        shown = {name: values[name] for name in varying if name in values}
         if sought:
             assert budget is not None
             rows.append(_largest(model, config, shown, sought, budget))
@@ -149,9 +117,9 @@ def _estimate(arguments: argparse.Namespace) -> int:
         assert budget is not None
         raise UserError(_floor(rows, sought, budget))
     if arguments.json:
-        print(json.dumps(_as_json(rows, data, budget, sought), indent=2))
+        print(json.dumps(as_json(rows, data, budget, sought), indent=2))
     else:
-        print(_table(rows, budget, sought))
+        print(as_table(rows, budget, sought))
     return cli.OK
 
 
@@ -181,13 +149,17 @@ def _settings(
         if name not in SETTINGS:
             raise UserError(f"space.{name}: there is no such setting; --help lists them")
     settings: dict[str, list[Value]] = {}
-    for name in SETTINGS:
+    flags: dict[str, str] = {}
+    is_other_loss = any(given[name] is not None for name in CHOICES)
+    for name in dict.fromkeys([*CHOICES, *SETTINGS]):
         flag, raw = flag_of(name), given[name]
         if name == sought:
             if raw is not None:
                 raise UserError(f"{flag}: its largest value is sought; leave one of both out")
             continue
         if raw is None and name in spec.space:
+            if is_other_loss and name not in settings_of_any(loss_choices(settings)):
+                continue  # that of a loss of the study
             flag, raw = f"space.{name}", spec.space[name]
             if isinstance(raw, list) and len(raw) != 1:
                 shown = " ".join(str(value) for value in raw)
@@ -195,8 +167,11 @@ def _settings(
         if raw is not None:
             items = raw if isinstance(raw, list) else [raw]
             settings[name] = list(dict.fromkeys(parse_value(name, item, flag) for item in items))
-    if sought == "negatives" and "cce" in settings.get("loss", []):
-        raise UserError("--largest negatives: loss cce takes the whole catalogue; use cce-")
+            flags[name] = flag
+    choices = loss_choices(settings)
+    check_settings(settings, choices, flags.__getitem__)
+    if sought and (lacking := [each for each in choices if sought not in settings_of(each)]):
+        raise UserError(f"--largest {flag_of(sought)[2:]}: {without(sought, lacking)}")
     count = math.prod(len(values) for values in settings.values())
     if count > _MOST_ROWS:
         raise UserError(f"the grid has {count:,} configurations; give fewer than {_MOST_ROWS:,}")
@@ -258,20 +233,24 @@ def _data_shape(spec: StudySpec, sizes: dict[str, int]) -> "DataShape":
 def _grid(
     settings: dict[str, list["Value"]], data: "DataShape", sought: str | None
 ) -> Iterator[tuple[dict[str, "Value"], TrialConfig]]:
-    """The product of the settings, and its configurations."""
+    """The product of the settings, each with those that its loss has, and its configurations."""
     from study.space import limits
 
     defaults: dict[str, Value] = {sought: 1} if sought else {}
     for name, (limit, why) in limits(data.num_items, len(data.lengths)).items():
-        if name == "negatives" and settings.get("loss") == ["cce"]:
-            continue
         for value in settings.get(name, []):
             if int(value) > limit:
                 raise UserError(f"{flag_of(name)} {value}: {why}; use at most {limit}")
         # Those of small data are smaller.
         defaults.setdefault(name, min(limit, SETTINGS[name].default))
+    seen = set()
     for chosen in itertools.product(*settings.values()):
-        values = dict(zip(settings, chosen, strict=True))
+        product = dict(zip(settings, chosen, strict=True))
+        known = settings_of(product)
+        values = {name: value for name, value in product.items() if name in known}
+        if tuple(values.items()) in seen:
+            continue
+        seen.add(tuple(values.items()))
         try:
             yield values, TrialConfig.from_flat({**defaults, **values})
         except ValidationError as error:
@@ -354,59 +333,6 @@ def _floor(rows: list[Row], sought: str, budget: int) -> str:
         f"--memory-budget {format_bytes(budget)}: {settings} needs "
         f"{format_bytes(least.estimate.peak)}, most of it for {largest} "
         f"({format_bytes(parts[largest])}); raise the budget or lower another setting"
-    )
-
-
-def _as_json(
-    rows: list[Row], data: "DataShape", budget: int | None, sought: str | None
-) -> dict[str, Any]:
-    """The table for machines; memory in bytes."""
-    return {
-        "num_items": data.num_items,
-        "num_sequences": len(data.lengths),
-        "memory_budget_bytes": budget,
-        "largest": sought,
-        "configurations": [
-            {
-                "config": row.config.flat(),
-                "peak_memory_bytes": row.estimate.peak,
-                "parts_bytes": {part: row.estimate.parts.get(part, 0) for part in PARTS},
-                "fits_cards_gib": [size for size in CARDS if row.card and size >= row.card],
-                "fits_budget": row.fits,
-                "is_most_of_data": row.is_most,
-            }
-            for row in rows
-        ],
-    }
-
-
-def _table(rows: list[Row], budget: int | None, sought: str | None) -> str:
-    """The table for people."""
-    from study.budget import format_bytes
-    from study.progress import short
-
-    header = [*rows[0].shown]
-    if sought:
-        header.append(f"largest {sought}")
-    header += ["peak", "fits a card of"]
-    if budget is not None:
-        header.append(f"fits {format_bytes(budget)}")
-    lines = [(*header, *PARTS)]
-    for row in rows:
-        line = [short(value) for value in row.shown.values()]
-        if sought:
-            largest = f"{row.config.flat()[sought]}{' (all)' if row.is_most else ''}"
-            line.append(largest if row.fits else "none, 1 does not fit")
-        line += [format_bytes(row.estimate.peak), f"{row.card} GiB" if row.card else "-"]
-        if budget is not None:
-            line.append("yes" if row.fits else "no")
-        parts = row.estimate.parts
-        sizes = [parts.get(part, 0) for part in PARTS]
-        lines.append((*line, *(format_bytes(size) if size else "-" for size in sizes)))
-    cards = ", ".join(str(size) for size in CARDS[:-1])
-    return (
-        cli.aligned(lines) + f"\ncards of {cards} or {CARDS[-1]} GiB: the smallest in "
-        f"{SHARE_OF_CARD:.0%} of which it fits, which is what a study takes of a card"
     )
 
 

@@ -220,7 +220,8 @@ def _open_study(
             if spec.memory_budget is None or (is_share and isclose(budget, stored, rel_tol=1e-3)):
                 budget = stored
             asked = _identity(spec, objective.data, space, objective.device, budget)
-            _refuse_difference(name, ledger.identity, asked)
+            known = _of_this_version(ledger.identity["space"], asked["space"])
+            _refuse_difference(name, {**ledger.identity, "space": known}, asked)
             _make_folder(spec.output_dir / name)
             return ledger
     check_floor(objective, space, budget)
@@ -233,6 +234,20 @@ def _open_study(
     ledger = Ledger.create(storage, name, identity)
     ledger.study.set_user_attr("baseline", baseline)
     return ledger
+
+
+def _of_this_version(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """A stored space of the losses that are asked for, with the settings that they have now.
+
+    Those that an earlier version did not know were what their defaults are now; those that it
+    kept although no loss has them never counted.
+    """
+    from objectives.config import SETTINGS
+    from objectives.loss_config import CHOICES
+
+    if any(stored.get(name, value) != asked.get(name, value) for name, value in CHOICES.items()):
+        return stored
+    return {name: stored.get(name, SETTINGS[name].default) for name in asked}
 
 
 def _refuse_difference(name: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a trial may vary."""
+"""What a trial may vary, on condition of its loss."""
 
 import itertools
 import math
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from objectives.config import SETTINGS, TrialConfig
+from objectives.config import SETTINGS, TrialConfig, settings_of
 from objectives.errors import UserError
+from objectives.loss_config import CHOICES
+from study.conditions import check_settings, loss_choices, settings_of_any, without
 
 if TYPE_CHECKING:
     import optuna
@@ -53,8 +55,10 @@ class Space:
     """What is open and what is fixed.
 
     Attributes:
-        open: Settings that every trial chooses.
-        fixed: Settings with one value for all trials; the others have their defaults.
+        open: Settings that a trial chooses if its loss has them; first those that say which these
+            are.
+        fixed: Settings with one value for all trials that have them; the others have their
+            defaults.
         num_items: V, by which `auto` is resolved.
         spent: The setting, if any, that every trial takes as much of as fits; see `spend`.
     """
@@ -66,11 +70,16 @@ class Space:
 
     def suggest(self, trial: "optuna.Trial") -> TrialConfig:
         """The configuration of a trial, in which nothing is `auto` and nothing is spent."""
-        suggested = {name: part.suggest(trial, name) for name, part in self.open.items()}
+        suggested: dict[str, Value] = {}
+        for name, part in self.open.items():
+            if name in settings_of({**self.fixed, **suggested}):
+                suggested[name] = part.suggest(trial, name)
         return self._config(suggested)
 
     def spend(self, config: TrialConfig, fits: Callable[[TrialConfig], bool]) -> dict[str, Value]:
         """The most of the spent setting with which the configuration fits, or the least there is.
+
+        Nothing, if the configuration's loss has no such setting: it takes what it takes.
 
         Args:
             config: The configuration.
@@ -78,6 +87,8 @@ class Space:
         """
         found: dict[str, Value] = {}
         for name, part in self.spent.items():
+            if name not in config.flat():
+                continue
 
             def value_fits(value: int, name: str = name) -> bool:
                 return fits(self._config({**config.flat(), name: value}))
@@ -94,7 +105,7 @@ class Space:
         return TrialConfig.from_flat({**self.fixed, **least, **chosen}).resolved(self.num_items)
 
     def smallest(self) -> list[TrialConfig]:
-        """The configurations with the least of every number, one for each choice of words."""
+        """The configurations with the least of every number, for every choice of words."""
         least: dict[str, Value] = {}
         words: dict[str, tuple[Value, ...]] = {}
         for name, part in {**self.open, **self.spent}.items():
@@ -104,14 +115,17 @@ class Space:
                 words[name] = part.values
             else:
                 least[name] = min(part.values, key=float)
-        return [
+        configs = (
             TrialConfig.from_flat({**self.fixed, **least, **dict(zip(words, chosen, strict=True))})
             for chosen in itertools.product(*words.values())
-        ]
+        )
+        # Choices that differ in what their loss does not have are one.
+        return list(dict.fromkeys(configs))
 
     def as_dict(self) -> dict[str, Any]:
-        """The space as the user would write it, defaults of fixed settings included."""
-        defaults = TrialConfig().flat()
+        """The space as the user would write it, with the defaults of what its losses have."""
+        known = settings_of_any(_choices({**self.open, **self.fixed}))
+        defaults = {name: each.default for name, each in SETTINGS.items() if name in known}
         shown = {
             name: [part.low, part.high] if isinstance(part, Range) else list(part.values)
             for name, part in {**self.open, **self.spent}.items()
@@ -127,43 +141,43 @@ def build_space(
     Args:
         asked: Setting -> one value (fixed), two numbers (a range), or more values or words
             (choices).
-        num_items: V; sampled negatives range to V-1, and `auto` is resolved by it.
+        num_items: V; negatives range to V-1, items of a bucket to V, and `auto` is resolved by it.
         num_sequences: Training sequences; the batch size ranges to that.
         spend: A setting that is not searched; see `Space.spend`.
 
     Raises:
-        UserError: A setting is unknown, a value or a combination is not possible.
+        UserError: A setting is unknown or of no loss of the space, a value or a combination is not
+            possible.
     """
     for name in asked:
         if name not in SETTINGS:
             raise UserError(
                 f"--space.{name}: there is no such setting; choose from {', '.join(SETTINGS)}"
             )
-    default: dict[str, Any] = {
-        "negatives": _default_range(16, min(8192, num_items - 1)),
-        "batch_size": _default_range(8, min(4096, num_sequences)),
-        "learning_rate": [1e-4, 1e-2],
-    }
-    if asked.get("loss") in ("cce", ["cce"]):
-        del default["negatives"]  # the full softmax has none
-    asked = default | asked
-
     parts = {name: _parse(name, raw) for name, raw in asked.items()}
+    choices = _choices(parts)
+    check_settings(asked, choices, lambda name: f"--space.{name}")
+    known = settings_of_any(choices)
+    for name, default in _defaults(num_items, num_sequences).items():
+        if name in known and name not in asked:
+            parts[name] = _parse(name, default)
     updates = parts.get("table_updates")
     if isinstance(updates, Choices) and "auto" in updates.values:
         raise UserError(
             "--space.table_updates: auto stands for one of the others; leave it out of the choices"
         )
     for name, (limit, why) in limits(num_items, num_sequences).items():
-        is_used = name != "negatives" or parts.get("loss") != "cce"
-        if is_used and (largest := _largest(parts[name])) > limit:
+        if name in parts and (largest := _largest(parts[name])) > limit:
             raise UserError(f"--space.{name} {largest:g}: {why}; use at most {limit}")
+    parts = {name: parts[name] for name in (*CHOICES, *parts) if name in parts}
     space = Space(
         {name: part for name, part in parts.items() if isinstance(part, (Range, Choices))},
         {name: part for name, part in parts.items() if not isinstance(part, (Range, Choices))},
         num_items,
     )
     if spend is not None:
+        if spend not in known:
+            raise UserError(f"--spend-budget {spend}: {without(spend, choices)}")
         part = space.open.pop(spend, None)
         if not isinstance(part, Range):
             raise UserError(
@@ -176,7 +190,16 @@ def build_space(
 
 
 def largest_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from low to high that fits, by bisection; low, if none does."""
+    """The largest number from low to high that fits; low, if none does.
+
+    By doubling, then bisection: whether one fits that is far too large may take long to say.
+    """
+    while low < high:
+        tried = min(high, max(low + 1, 2 * low))
+        if not fits(tried):
+            high = tried - 1
+            break
+        low = tried
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):
@@ -191,6 +214,28 @@ def limits(num_items: int, num_sequences: int) -> dict[str, tuple[int, str]]:
     return {
         "batch_size": (num_sequences, f"the data has {num_sequences:,} training sequences"),
         "negatives": (num_items - 1, f"the catalogue has {num_items:,} items"),
+        "bucket_items": (num_items, f"the catalogue has {num_items:,} items"),
+    }
+
+
+def _choices(parts: Mapping[str, Range | Choices | Value]) -> list[dict[str, Value]]:
+    """Every choice of a loss that a space leaves."""
+    options = {name: parts[name] for name in CHOICES if name in parts}
+    return loss_choices(
+        {
+            name: part.values if isinstance(part, Choices) else [part]
+            for name, part in options.items()
+        }
+    )
+
+
+def _defaults(num_items: int, num_sequences: int) -> dict[str, int | list[int] | list[float]]:
+    """What a setting ranges over that the user does not name, but the space has."""
+    return {
+        "negatives": _default_range(16, min(8192, num_items - 1)),
+        "bucket_items": _default_range(64, min(4096, num_items)),
+        "batch_size": _default_range(8, min(4096, num_sequences)),
+        "learning_rate": [1e-4, 1e-2],
     }
 
 
@@ -228,10 +273,11 @@ def parse_value(name: str, raw: Any, flag: str) -> Value:
     Raises:
         UserError: It does not fit.
     """
-    kind = SETTINGS[name].annotation
+    setting = SETTINGS[name]
+    kind = type(setting.default)
     typed: Value
     try:
-        if kind is str or kind not in (int, float):
+        if kind is str:
             typed = str(raw)
         elif isinstance(raw, bool) or not math.isfinite(float(raw)):
             raise ValueError
@@ -244,11 +290,16 @@ def parse_value(name: str, raw: Any, flag: str) -> Value:
     except (TypeError, ValueError):
         number = "an integer" if kind is int else "a number"
         raise UserError(f"{flag} {raw}: not {number}") from None
+    if setting.words and typed not in setting.words:
+        raise UserError(f"{flag} {raw}: choose from {', '.join(setting.words)}")
+    # Here only the setting's own bounds are judged: some loss has it, one head suits any width.
+    others: dict[str, Value] = {"num_heads": 1}
+    if setting.losses:
+        others["loss"] = setting.losses[0]
+    if name == "num_heads":
+        others["width"] = typed
     try:
-        # One head goes with any width: here only the setting's own bounds are judged.
-        TrialConfig.from_flat(
-            {"num_heads": 1, **({"width": typed} if name == "num_heads" else {}), name: typed}
-        )
+        TrialConfig.from_flat({**others, name: typed})
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError(f"{flag} {raw}: {message[:1].lower()}{message[1:]}") from None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -106,8 +106,8 @@ class StudySpec(DataConfig):
     )
     spend_budget: Literal["batch_size", "negatives"] | None = Field(
         None,
-        description="batch_size or negatives: not searched; every trial takes the most, within "
-        "its range, that the budget allows beside the other settings (on a GPU)",
+        description="batch_size or negatives: not searched; every trial that has it takes the "
+        "most, within its range, that the budget allows beside the other settings (on a GPU)",
     )
     seed: int = Field(
         0, ge=0, lt=2**31, description="seeds the sampler and, with its number, a trial"
@@ -155,8 +155,9 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
     space = parser.add_argument_group(
         "settings of a trial",
         "One value fixes a setting; two numbers open a range (searched logarithmically where both "
-        "are positive); more values, or words, are choices. Open by default: negatives 16 to "
-        "min(8192, items - 1), batch_size 8 to min(4096, sequences), learning_rate 1e-4 to 1e-2.",
+        "are positive); more values, or words, are choices. A trial has the settings of its loss. "
+        "Open by default: negatives 16 to min(8192, items - 1), bucket_items 64 to min(4096, "
+        "items), batch_size 8 to min(4096, sequences), learning_rate 1e-4 to 1e-2.",
     )
     for name in SETTINGS:
         add_setting_flag(space, f"--space.{name}", name)
@@ -185,14 +186,14 @@ def _add_field_flag(group: argparse._ArgumentGroup, name: str, is_default: bool 
 
 def add_setting_flag(group: argparse._ArgumentGroup, flag: str, name: str) -> None:
     """Adds a flag for one value or more of a setting of a trial."""
-    field = SETTINGS[name]
-    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    choices = f"{', '.join(words)}; " if words else ""
+    setting = SETTINGS[name]
+    losses = f"loss {', '.join(setting.losses)}; " if setting.losses else ""
+    choices = f"{', '.join(setting.words)}; " if setting.words else ""
     group.add_argument(
         flag,
         nargs="+",
         metavar="X",
-        help=f"{field.description} ({choices}default: {field.default})",
+        help=f"{setting.description} ({losses}{choices}default: {setting.default})",
     )
 
 

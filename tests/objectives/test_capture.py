@@ -59,13 +59,22 @@ def make_trainer(
     with CUDA:
         model = config.build_model(NUM_ITEMS)
     data = DeviceSequences(sequences(), CUDA, on_host=on_host)
-    loss = build_loss(config.loss, draws, model.outputs.sink)
+    counts_V = torch.from_numpy(np.bincount(sequences().items, minlength=NUM_ITEMS)).to(CUDA)
+    loss = build_loss(config.loss, draws, model.outputs.sink, counts_V)
     return Trainer(model, loss, data, config.training, seed)
 
 
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"loss": "cce"},
+    {"loss": "bce"},
+    {"loss": "gbce"},
+    {"loss": "sce", "bucket_items": 50},
+    {"loss": "sce", "bucket_items": 50, "table_updates": "adam"},
+    {"loss": "rece", "rounds": 2},
+    {"candidates": "popularity"},
+    {"candidates": "mixed"},
+    {"candidates": "in-batch", "table_updates": "adam"},
     {"group_size": 1},
     {"architecture": "bert4rec"},
     {"table_updates": "adam", "table_dtype": "bfloat16"},

@@ -43,6 +43,12 @@ def config(**settings: Any) -> TrialConfig:
         (50_000, {"num_blocks": 6, "norm": "post", "table_updates": "adam"}),
         (50_000, {"num_blocks": 5, "feed_forward": "swiglu", "accumulation": 2}),
         (50_000, {"width": 36, "num_heads": 3}),  # heads that flash attention does not know
+        (50_000, {"candidates": "popularity", "negatives": 1024}),
+        (3_000_000, {"candidates": "log-uniform", "correction": "none"}),
+        (50_000, {"loss": "bce+", "negatives": 1024, "table_updates": "adam"}),
+        (3_000, {"loss": "bce+", "negatives": 2048, "group_size": 512, "accumulation": 2}),
+        (3_000_000, {"loss": "gbce", "calibration": 0.3, "table_dtype": "bfloat16"}),
+        (50_000, {"loss": "gbce", "group_size": 32, "batch_size": 2048}),
     ],
 )
 def test_the_trace_of_a_structure_holds_for_all_sizes(
@@ -152,3 +158,63 @@ def test_a_prediction_leaves_nothing_behind() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not on_gpu(torch.device("cpu"))
     assert torch.ones(2).sum() == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "sce"},
+        {"loss": "sce", "centres": "random", "table_updates": "adam"},
+        {"loss": "rece"},
+        {"loss": "rece", "rounds": 3, "neighbours": 0, "accumulation": 2},
+        {"loss": "bce"},
+        {"candidates": "mixed"},
+        {"candidates": "in-batch", "table_updates": "adam"},
+    ],
+    ids=str,
+)
+def test_losses_whose_sizes_follow_from_the_batch_are_traced_for_each(
+    settings: dict[str, Any],
+) -> None:
+    model = MemoryModel(data_of(), H200)
+    peaks = {}
+    for batch_size in (128, 1024):
+        asked = config(batch_size=batch_size, **settings)
+        peaks[batch_size] = model.predict(asked, BUDGET).peak
+        assert MemoryModel(data_of(), H200).traced(asked, BUDGET).peak == peaks[batch_size]
+    assert peaks[1024] > 1.1 * peaks[128]
+
+
+def test_sce_holds_the_states_of_its_pairs_and_their_gradient() -> None:
+    model = MemoryModel(data_of(), H200)
+    asked = config(loss="sce", batch_size=2048, table_updates="adam")
+    num_rows = model._sizes(asked).shape.num_rows
+    num_buckets, bucket_rows, _ = asked.loss.buckets(num_rows, 50_000)  # type: ignore[union-attr]
+    pairs = 2 * 2 * 128 * num_buckets * bucket_rows
+    found = model.predict(asked, BUDGET).parts["loss"]
+    assert pairs <= found <= 1.2 * pairs
+    more = config(loss="sce", batch_size=2048, table_updates="adam", bucket_scale=4.0)
+    assert model.predict(more, BUDGET).peak - model.predict(asked, BUDGET).peak >= 2 * pairs
+
+
+def test_candidates_by_how_often_items_occur_keep_a_distribution() -> None:
+    model = MemoryModel(data_of(1_000_000), H200)
+
+    def data(**settings: Any) -> int:
+        return model.predict(config(**settings), BUDGET).parts["data"]
+
+    uniform = data()
+    # Alias table and log-probabilities; or probabilities and their logarithms.
+    assert data(candidates="popularity") - uniform == pytest.approx(12_000_000, abs=1024)
+    assert data(candidates="log-uniform") - uniform == pytest.approx(12_000_000, abs=1024)
+    assert data(candidates="mixed") - uniform == pytest.approx(8_000_000, abs=1024)
+    assert data(candidates="in-batch") - uniform == pytest.approx(8_000_000, abs=1024)
+
+
+def test_a_trace_is_shared_by_what_differs_in_numbers_alone() -> None:
+    model = MemoryModel(data_of(), H200)
+    for calibration, negatives in ((0.1, 64), (0.9, 1024)):
+        model.predict(config(loss="gbce", calibration=calibration, negatives=negatives), BUDGET)
+    assert len(model._timelines) == 1
+    model.predict(config(loss="bce+"), BUDGET)
+    assert len(model._timelines) == 2

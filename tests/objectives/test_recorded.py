@@ -56,6 +56,11 @@ def test_the_full_softmax_has_infinitely_many_negatives(
     assert objective(config(loss="cce-"), make_context(budget=8 * GIB)).quality == 0.125
 
 
+def test_other_losses_are_not_in_the_table(table: Path, make_context: MakeContext) -> None:
+    with pytest.raises(UserError, match=r"loss sce: the table has runs of cce and cce- alone"):
+        RecordedObjective(table, "music")(config(loss="sce"), make_context())
+
+
 def test_runs_of_other_data_are_left_out(table: Path, make_context: MakeContext) -> None:
     assert RecordedObjective(table, "beer")(config(), make_context(budget=GIB)).quality == 0.75
 

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels import RowSink
 from objectives import checkpoint, sequential
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.errors import UserError
 from objectives.evaluation import CUTOFFS
+from objectives.loss_config import LossConfig
+from objectives.losses import Loss, build_loss
 from objectives.memory import _AllocationTracker, least_table_memory, measured_memory
 from objectives.sequential import SequentialObjective
 from objectives.training import Trainer
@@ -43,6 +46,48 @@ def test_a_pattern_is_learned(
     assert result.quality > 0.95
     assert result.metrics["test/ndcg_at_10"] > 0.95
     assert result.metrics["test/hit_rate_at_1"] > 0.9
+
+
+OTHER_LOSSES = [
+    *({"loss": loss} for loss in ("bce", "bce+", "gbce", "sce", "rece")),
+    *({"candidates": by} for by in ("popularity", "log-uniform", "mixed", "in-batch")),
+]
+
+
+@pytest.mark.parametrize("loss", OTHER_LOSSES, ids=lambda loss: next(iter(loss.values())))
+def test_every_loss_learns_a_pattern(
+    loss: dict[str, str], cycle: PreparedData, make_context: MakeContext
+) -> None:
+    settings = config(**loss, max_epochs=12, patience=12)
+    result = SequentialObjective(cycle, CPU)(settings, make_context())
+    assert result.quality > 0.95
+    assert result.metrics["test/ndcg_at_10"] > 0.95
+    assert result.metrics["test/hit_rate_at_1"] > 0.9
+
+
+def test_candidates_go_by_the_items_of_the_training_data(
+    cycle: PreparedData,
+    sequences_of: Callable[[list[list[int]]], Sequences],
+    make_context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = replace(cycle, train=sequences_of([[0, 1, 0], [1, 0], [2, 0], [5, 1]]))
+    given: list[Tensor | None] = []
+
+    def record(loss: LossConfig, seed: int, sink: RowSink | None, counts_V: Tensor | None) -> Loss:
+        given.append(counts_V)
+        return build_loss(loss, seed, sink, counts_V)
+
+    monkeypatch.setattr(sequential, "build_loss", record)
+    objective = SequentialObjective(data, CPU)
+    for candidates in ("popularity", "in-batch", "uniform"):
+        objective(config(candidates=candidates, max_epochs=1), make_context())
+    popularity_V, in_batch_V, uniform_V = given
+    assert popularity_V is not None
+    assert in_batch_V is not None
+    assert uniform_V is None
+    expected = [4, 3, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert popularity_V.tolist() == in_batch_V.tolist() == expected
 
 
 def test_a_result_is_whole(cycle: PreparedData, make_context: MakeContext) -> None:

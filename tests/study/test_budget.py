@@ -74,6 +74,21 @@ def test_a_budget_below_the_smallest_configuration_says_what_that_needs(tiny_csv
     assert "width 8" in str(caught.value)
 
 
+def test_the_floor_of_several_losses_is_that_of_the_smallest(tiny_csv: Path) -> None:
+    data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
+    objective = SequentialObjective(data, CPU)
+    asked = {"loss": ["cce-", "sce", "rece"], "bucket_items": [8, 16], "width": 8}
+    space = build_space(asked, data.num_items, len(data.train))
+    needed = {smallest: objective.probe(smallest, 1 << 40) for smallest in space.smallest()}
+    assert len(needed) == 3
+    least = min(needed.values())
+    check_floor(objective, space, least)
+    with pytest.raises(UserError) as caught:
+        check_floor(objective, space, least - 1)
+    (loss, *_) = [config.loss.loss for config, peak in needed.items() if peak == least]
+    assert f"(loss {loss}" in str(caught.value)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_floor_is_measured_beside_another_process(

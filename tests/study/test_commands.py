@@ -17,7 +17,12 @@ import psutil
 import pytest
 
 import study.run
+from objectives.config import TrialConfig
 from study import cli
+from study.best import as_toml
+from study.records import find, read
+from study.space import build_space
+from study.spec import load_spec
 
 # One thread: the suite has two cores, and such small tensors gain nothing from a second.
 QUIET = {"OMP_NUM_THREADS": "1"}
@@ -100,6 +105,66 @@ def test_the_best_trial_runs_again_from_its_file(finished: Path) -> None:
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     unwritable = command(finished, "study.best", "--study", "tiny", "--toml", "/proc/x/y")
     assert (unwritable.returncode, unwritable.stderr.count("\n")) == (2, 1)
+
+
+LOSSES = ["cce-", "sce", "rece", "bce+", "cce"]
+OWN = {"cce-": "negatives", "bce+": "negatives", "sce": "bucket_items"}
+
+
+def test_a_study_of_losses(tiny_csv: Path) -> None:
+    run = ["--data", "tiny.csv", *SMALL, "--space.loss", *LOSSES, "--n-trials", "5"]
+    run += ["--seed", "6"]  # whose first five trials are of the five losses
+    run += ["--space.bucket_items", "4", "16"]
+    done = command(tiny_csv.parent, "study.run", *run)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    record = read(find(None, None, tiny_csv.parent / "runs"))
+    assert {trial.outcome for trial in record.trials} == {"complete"}
+    assert {trial.config["loss"] for trial in record.trials} == set(LOSSES)
+    for trial in record.trials:
+        loss = trial.config["loss"]
+        own = {OWN[loss]} if loss in OWN else set()
+        assert set(trial.params) == {"loss", "batch_size", "learning_rate"} | own
+        # The file of a trial is that trial, and fits this version's checks.
+        file = tiny_csv.parent / "trial.toml"
+        file.write_text(as_toml(record, trial))
+        space = build_space(load_spec({}, file).space, num_items=30, num_sequences=60)
+        assert space.open == {}
+        assert TrialConfig.from_flat(space.fixed).flat() == trial.config
+    shown = {name for trial in record.front() for name in trial.params}
+    assert shown <= set(done.stdout.splitlines()[1].split())
+    report = (tiny_csv.parent / "runs" / "tiny" / "report.html").read_text()
+    assert "bucket_items" in report
+
+
+@pytest.mark.parametrize("loss", ["cce-", "cce"])
+def test_a_study_of_an_earlier_version_goes_on(
+    loss: str,
+    tiny_csv: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    run = ["--data", "tiny.csv", *SMALL, "--timeout", "0s", "--space.loss", loss]
+    assert run_here(capsys, *run)[0] == cli.OK
+    study = find(None, None, Path("runs")).study
+    identity = study.user_attrs["paretocut"]
+    # It knew three settings of losses, and kept all of them whatever the loss.
+    space = identity["space"]
+    for name in ("candidates", "correction"):
+        space.pop(name, None)
+    space |= {"negatives": space.get("negatives", 256), "group_size": 128}
+    study.set_user_attr("paretocut", identity)
+    assert run_here(capsys, *run)[0] == cli.OK
+    other = {"cce-": ["--space.correction", "none"], "cce": ["--space.width", "16"]}[loss]
+    code, sentence = run_here(capsys, *run, *other)
+    assert code == cli.USAGE
+    assert {"cce-": "space.correction was logq, is none", "cce": "space.width was 8, is 16"}[
+        loss
+    ] in sentence
+    code, sentence = run_here(capsys, *run[:-1], "sce")
+    assert code == cli.USAGE
+    assert f"space.loss was {loss}, is sce" in sentence
 
 
 def trials(database: Path) -> Iterator[tuple[str, int]]:
@@ -185,10 +250,27 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
         (["--memory-budget", "A100"], ("--memory-budget A100", "A100-40GB or A100-80GB")),
         (["--space.negatives", "30"], ("30 items", "at most 29")),
         (["--space.batch_size", "61"], ("60 training sequences",)),
+        (["--space.loss", "bpr"], ("--space.loss bpr", "cce-, cce, bce, bce+, gbce, sce, rece")),
+        (
+            ["--space.bucket_items", "16"],
+            ("--space.bucket_items: loss cce- has no such setting; sce has",),
+        ),
+        (
+            ["--space.loss", "sce", "--space.bucket_items", "31"],
+            ("--space.bucket_items 31", "30 items", "at most 30"),
+        ),
+        (
+            ["--space.candidates", "in-batch", "--space.negatives", "8"],
+            ("loss cce- with candidates in-batch has no such setting",),
+        ),
         (["--space.batch_size", "20", "10"], ("inverted", "10 20")),
         (["--space.batch_size"], ("--space.batch_size", "--help")),
         (["--spend-budget", "width"], ("--spend-budget width", "'batch_size' or 'negatives'")),
         (["--spend-budget", "batch_size"], ("predicted for a GPU", "leave it out")),
+        (
+            ["--spend-budget", "negatives", "--space.loss", "sce"],
+            ("--spend-budget negatives: loss sce has no such setting",),
+        ),
         (
             ["--spend-budget", "batch_size", "--space.batch_size", "8"],
             ("has no range", "--space.batch_size"),
@@ -294,6 +376,9 @@ def test_help_names_the_words_that_a_setting_takes(tmp_path: Path) -> None:
     shown = " ".join(done.stdout.split())
     assert "(kept, recomputed; default: kept)" in shown
     assert "(auto, dense, adam, adagrad; default: auto)" in shown
+    assert "(cce-, cce, bce, bce+, gbce, sce, rece; default: cce-)" in shown
+    assert "(loss cce-, bce+, gbce; default: 256)" in shown
+    assert "(loss sce; mixed, random; default: mixed)" in shown
 
 
 @pytest.mark.parametrize(

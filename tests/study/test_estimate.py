@@ -15,6 +15,7 @@ from objectives.config import DataConfig, TrialConfig
 from objectives.data import prepare
 from objectives.memory_model import DataShape, MemoryModel
 from study import cli
+from study.estimate_table import PARTS
 
 pytest.importorskip("triton")
 
@@ -73,7 +74,7 @@ def test_the_table_says_what_varies_and_which_card_it_fits(
     header, small, large, note = out.splitlines()
     assert code == cli.OK
     assert header.split()[:3] == ["batch_size", "peak", "fits"]
-    assert all(part in header for part in study.estimate.PARTS)
+    assert all(part in header for part in PARTS)
     assert small.split()[0] == "256"
     assert "8 GiB" in small
     assert "yes" in small
@@ -103,6 +104,51 @@ def test_the_largest_value_fits_and_the_next_does_not(
     assert not row["is_most_of_data"]
     assert peak(budget, **others, **{name: largest}) == row["peak_memory_bytes"] <= budget
     assert peak(budget, **others, **{name: largest + 1}) > budget
+
+
+def test_a_grid_of_losses_has_each_with_its_own_settings(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    losses = ["--loss", "cce-", "cce", "bce", "bce+", "gbce", "sce", "rece"]
+    own = ["--negatives", "64", "512", "--bucket-items", "64", "--rounds", "1", "4"]
+    rows = estimated(capsys, *SIZE, *losses, *own, "--width", "32")["configurations"]
+    found = [
+        (row["config"]["loss"], *(row["config"].get(name) for name in ("negatives", "rounds")))
+        for row in rows
+    ]
+    assert found == [
+        ("cce-", 64, None),
+        ("cce-", 512, None),
+        ("cce", None, None),
+        ("bce", None, None),
+        ("bce+", 64, None),
+        ("bce+", 512, None),
+        ("gbce", 64, None),
+        ("gbce", 512, None),
+        ("sce", None, None),
+        ("rece", None, 1),
+        ("rece", None, 4),
+    ]
+    for row in rows:
+        expected = peak(int(0.9 * (8 << 30)), **row["config"])
+        assert row["peak_memory_bytes"] == expected
+        assert row["config"].get("bucket_items") == (
+            64 if row["config"]["loss"] == "sce" else None
+        )
+    code, out, _ = run_here(capsys, *SIZE, *losses, *own, "--width", "32")
+    assert code == cli.OK
+    header, *lines, _ = out.splitlines()
+    assert header.split()[:3] == ["loss", "negatives", "rounds"]
+    assert lines[2].split()[:3] == ["cce", "-", "-"]
+    assert lines[-1].split()[:3] == ["rece", "-", "4"]
+
+
+@pytest.mark.parametrize("candidates", ["popularity", "log-uniform", "mixed", "in-batch"])
+def test_candidates_are_estimated(capsys: pytest.CaptureFixture[str], candidates: str) -> None:
+    shown = estimated(capsys, *SIZE, "--candidates", candidates, "--width", "32")
+    (row,) = shown["configurations"]
+    assert row["config"]["candidates"] == candidates
+    assert row["peak_memory_bytes"] == peak(int(0.9 * (8 << 30)), candidates=candidates, width=32)
 
 
 def test_the_largest_value_of_every_other_configuration(
@@ -146,6 +192,31 @@ def test_a_study_file_gives_what_it_fixes(
     assert (row["config"]["width"], row["config"]["batch_size"]) == (32, 16)
 
 
+def test_of_a_study_of_losses_one_is_estimated_with_what_it_has(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        '[space]\nloss = ["cce-", "sce"]\ncandidates = ["uniform", "mixed"]\n'
+        "negatives = [64, 512]\nbucket_items = 77\nwidth = 32\n"
+    )
+    shown = estimated(capsys, *SIZE, "--config", str(file), "--loss", "sce")
+    (row,) = shown["configurations"]
+    assert (row["config"]["bucket_items"], row["config"]["width"]) == (77, 32)
+    shown = estimated(
+        capsys, *SIZE, "--config", str(file), "--candidates", "in-batch", "--loss=cce-"
+    )
+    (row,) = shown["configurations"]
+    assert row["config"]["candidates"] == "in-batch"
+    code, _, err = run_here(capsys, *SIZE, "--config", str(file), "--loss", "bce+")
+    assert code == cli.USAGE
+    assert "space.negatives 64 512: it is open in the study; give --negatives" in err
+    file.write_text('[space]\nloss = "sce"\nnegatives = 64\n')
+    code, _, err = run_here(capsys, *SIZE, "--config", str(file))
+    assert code == cli.USAGE
+    assert "space.negatives: loss sce has no such setting; cce-, bce+ and gbce have" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -155,7 +226,16 @@ def test_a_study_file_gives_what_it_fixes(
         ([*SIZE, "--columns.user", "u"], ("--columns.user and --items",)),
         ([*SIZE[2:], "--items", "many"], ("--items many", "not an integer")),
         ([*SIZE[2:], "--items", "1"], ("--items 1", "use 2 to")),
-        ([*SIZE, "--loss", "bpr"], ("--loss bpr", "'cce-' or 'cce'")),
+        ([*SIZE, "--loss", "bpr"], ("--loss bpr", "choose from cce-, cce, bce")),
+        ([*SIZE, "--bucket-items", "64"], ("--bucket-items: loss cce- has no such", "; sce has")),
+        (
+            [*SIZE, "--negatives", "64", "--loss", "cce", "sce"],
+            ("--negatives: losses cce and sce have no such setting",),
+        ),
+        (
+            [*SIZE, "--loss", "sce", "--bucket-items", "50001"],
+            ("--bucket-items 50001", "50,000 items", "at most 50000"),
+        ),
         ([*SIZE, "--batch-size", "0"], ("--batch-size 0", "greater than")),
         ([*SIZE, "--batch-size", "30000"], ("--batch-size 30000", "at most 20000")),
         ([*SIZE, "--negatives", "50000"], ("--negatives 50000", "at most 49999")),
@@ -173,8 +253,12 @@ def test_a_study_file_gives_what_it_fixes(
             ("--negatives", "sought"),
         ),
         (
-            [*SIZE, "--memory-budget", "8GiB", "--largest", "negatives", "--loss", "cce"],
-            ("whole catalogue",),
+            [*SIZE, "--memory-budget", "8GiB", "--largest", "negatives", "--loss", "bce+", "cce"],
+            ("--largest negatives: loss cce has no such setting; cce-, bce+ and gbce have",),
+        ),
+        (
+            [*SIZE, "--memory-budget=8GiB", "--largest=negatives", "--candidates=in-batch"],
+            ("--largest negatives: loss cce- with candidates in-batch has no such setting",),
         ),
         (
             [*SIZE, "--memory-budget", "9MiB", "--largest", "batch-size"],

@@ -158,6 +158,43 @@ def test_every_trial_spends_the_budget(ledger: Ledger, build_worker: BuildWorker
         assert "batch_size" not in frozen(ledger, trial.number).params
 
 
+def test_a_search_over_losses_chooses_and_spends_what_each_has(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    def gate(config: TrialConfig, budget: int) -> bool:
+        return int(config.flat().get("negatives", 0)) > 100
+
+    tried = []
+
+    def flaky(config: TrialConfig, context: TrialContext) -> TrialResult:
+        tried.append(config)
+        if len(tried) == 2:
+            raise MachineFault("something else holds the card's memory")
+        return succeed(config, context)
+
+    worker = build_worker(flaky)
+    worker.space = build_space({"loss": ["sce", "bce+", "rece"]}, 1000, 100, "negatives")
+    worker.gate = gate
+    worker.run(25)
+    assert tried[1] == tried[2], "the second is tried again"
+    own = {
+        "sce": {"bucket_items"},
+        "bce+": {"negatives"},
+        "rece": set(),
+    }
+    losses = set()
+    for trial in read(ledger).complete:
+        loss = trial.config["loss"]
+        losses.add(loss)
+        assert set(trial.params) == {"loss", "batch_size", "learning_rate"} | own[loss]
+        assert trial.config.get("negatives") == (100 if loss == "bce+" else None)
+    assert losses == set(own)
+    # What only some trials have is modelled too, not drawn by itself.
+    sampler = ledger.study.sampler
+    space = sampler.infer_relative_search_space(ledger.study, frozen(ledger))
+    assert set(space) == {"loss", "batch_size", "learning_rate", "bucket_items"}
+
+
 def test_a_space_in_which_nothing_fits_is_given_up(
     ledger: Ledger, build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
