@@ -4,7 +4,8 @@ Shapes: N rows, K candidates, V items, D width.
 
 Every loss and every truth takes (states_ND, table_VD, targets_N, K, seed) and returns the mean
 over the rows. K is 0 for the full softmax. A loss that draws takes its ids from torch's generator,
-which the caller may seed; its truth seeds the generator and draws the same ids.
+which the caller may seed; its truth seeds the generator and draws the same ids. The losses that
+are part of a model, `sasrec` and `rectools`, are built around states of B sequences of L instead.
 
 The code of the peers lies in the folder .peers; README.md beside this says how to fetch it.
 """
@@ -16,7 +17,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -101,7 +103,7 @@ def _published(
     target put in front, the kernels, the scaling of the loss. Not timed: leaving out the padded
     positions, which comes before there is a state for each row.
     """
-    cce = _load("published", "cut_cross_entropy.cce")
+    cce = load("published", "cut_cross_entropy.cce")
     vocab_size = len(table_VD)
     e = states_ND.to(torch.float16).contiguous()
     valids = cce._build_flat_valids(targets_N, -100, 0)
@@ -146,13 +148,13 @@ def _published_truth(
 
 
 def _apple(preset: str, states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, *_: int) -> Tensor:
-    package = _load("apple", "cut_cross_entropy")
+    package = load("apple", "cut_cross_entropy")
     loss: Tensor = package.linear_cross_entropy(states_ND, table_VD, targets_N, impl=preset)
     return loss
 
 
 def _liger(states_ND: Tensor, table_VD: Tensor, targets_N: Tensor, *_: int) -> Tensor:
-    module = _load("liger", "liger_kernel.ops.fused_linear_cross_entropy")
+    module = load("liger", "liger_kernel.ops.fused_linear_cross_entropy")
     # The gradient of the table is summed over thousands of chunks: in float32, as their
     # documentation advises, not in the type of the table, which is the default.
     loss: Tensor = module.LigerFusedLinearCrossEntropyFunction.apply(
@@ -191,6 +193,104 @@ LIGER = Implementation("liger", _liger, full_loss)
 TORCH = Implementation("torch linear_cross_entropy", _torch, full_loss)
 
 
+def sasrec(
+    folder: str,
+    states_BLD: Tensor,
+    table_VD: Tensor,
+    targets_BL: Tensor,
+    negatives_BLK: Tensor | None,
+    config: dict[str, Any],
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """A loss of Scalable-SASRec or RECE: `forward` of their `SASRec`, built without blocks.
+
+    Overridden is `log2feats`, the encoder, which gives the states.
+
+    Args:
+        folder: In .peers.
+        states_BLD: Output states.
+        table_VD: Item table; copied.
+        targets_BL: Item ids.
+        negatives_BLK: Item ids, where the loss has them from a loader.
+        config: The loss, `fwd_type`, and what it needs.
+
+    Returns:
+        Their table, a leaf, with a row for padding behind the items and, for RECE, up to a
+        multiple of its buckets; the loss.
+    """
+    module: Any = load(folder, "model")
+    width, num_items = states_BLD.shape[-1], len(table_VD)
+    encoder = {"hidden_units": width, "num_blocks": 0, "num_heads": 1, "dropout_rate": 0.0}
+    sizes = {"maxlen": states_BLD.shape[1], "buckets_per_chunk": 1, "manual_seed": 0}
+    with torch.device("meta"):
+        # Its item numbers end with this one.
+        model = module.SASRec(num_items - 1, {**encoder, **sizes, **config})
+    num_padding = len(model.item_emb.weight) - num_items
+    model.item_emb.weight = torch.nn.Parameter(F.pad(table_VD, (0, 0, 0, num_padding)))
+    model.log2feats = lambda _: states_BLD
+    negatives_BKL = None
+    if negatives_BLK is not None:
+        negatives_BKL = negatives_BLK.transpose(1, 2).contiguous()
+    # Of the items of the histories it only asks whether they are padding.
+    return model.item_emb.weight, lambda: model(targets_BL, targets_BL, negatives_BKL)
+
+
+def rectools(
+    loss: str,
+    states_BLD: Tensor,
+    table_VD: Tensor,
+    targets_BL: Tensor,
+    negatives_BLK: Tensor,
+    calibration: float,
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """A loss of RecTools: `training_step` of its Lightning module.
+
+    Overridden are `encode_sessions`, which gives the states, the item net, which gives the table
+    itself where theirs gives a copy in every step, and `log`.
+
+    Args:
+        loss: "BCE" or "gBCE".
+        states_BLD: Output states.
+        table_VD: Item table; copied.
+        targets_BL: Item ids.
+        negatives_BLK: Item ids; theirs come from a loader.
+        calibration: t of gBCE.
+
+    Returns:
+        Their table, a leaf, whose first row is padding; the loss.
+    """
+    try:
+        from rectools.models.nn.transformers.lightning import TransformerLightningModule
+        from rectools.models.nn.transformers.similarity import DistanceSimilarityModule
+        from rectools.models.nn.transformers.torch_backbone import TransformerTorchBackbone
+    except ImportError as error:
+        raise Unavailable(f"{error}: benchmarks/README.md says how to get RecTools") from None
+    table = F.pad(table_VD, (0, 0, 1, 0)).requires_grad_()
+    model = TransformerTorchBackbone(
+        n_heads=1,
+        dropout_rate=0.0,
+        item_model=SimpleNamespace(n_items=len(table), get_all_embeddings=lambda: table),
+        pos_encoding_layer=None,
+        transformer_layers=None,
+        similarity_module=DistanceSimilarityModule(),
+    )
+    model.encode_sessions = lambda *_: states_BLD
+    module = TransformerLightningModule(
+        model,
+        model_config={},
+        dataset_schema={},
+        item_external_ids=None,
+        item_extra_tokens=("PAD",),
+        data_preparator=SimpleNamespace(n_negatives=negatives_BLK.shape[-1]),
+        lr=0.0,
+        gbce_t=calibration,
+        loss=loss,
+    )
+    module.log = lambda *_, **__: None
+    weights_BL = torch.ones(targets_BL.shape, device=targets_BL.device)
+    batch = {"y": targets_BL + 1, "yw": weights_BL, "negatives": negatives_BLK + 1}
+    return table, lambda: module.training_step(batch, 0)
+
+
 def _draw(targets_N: Tensor, num_items: int, num_candidates: int) -> Tensor:
     shape = (len(targets_N), num_candidates)
     return torch.randint(0, num_items, shape, dtype=torch.long, device=targets_N.device)
@@ -217,7 +317,7 @@ def _check_memory(like: Tensor, num_elements: int) -> None:
 
 
 @functools.cache
-def _load(peer: str, name: str) -> ModuleType:
+def load(peer: str, name: str) -> ModuleType:
     """A module of a peer, with nothing of another peer whose package has the same name."""
     folder = _PEERS / peer
     if not folder.is_dir():

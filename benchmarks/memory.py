@@ -55,7 +55,7 @@ _CATALOGUES = {
 }
 """Name -> items, users, and the mean of their lengths."""
 _SPACE: dict[str, list[Any]] = {
-    "loss": ["cce-", "cce-", "cce-", "cce"],
+    "loss": ["cce-", "cce-", "cce-", "cce", "gbce", "sce", "rece"],
     "architecture": ["sasrec", "sasrec", "bert4rec"],
     "width": [64, 128, 256],
     "num_blocks": [1, 2, 3],
@@ -285,10 +285,11 @@ def main() -> None:
     rows = []
     for place, (outcome, measured, traced, seconds) in _run(found, arguments.time_limit):
         catalogue, chosen, predicted, milliseconds = found[place]
+        known = TrialConfig.from_flat(chosen).flat()
         row = {
             "number": place,
             "catalogue": catalogue,
-            **chosen,
+            **{name: value if name in known else "" for name, value in chosen.items()},
             "seed": arguments.seed,
             "predicted_bytes": predicted,
             "peak_bytes": measured,

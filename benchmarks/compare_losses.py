@@ -1,0 +1,392 @@
+"""Which loss is best on which data, each tuned as long under one memory budget?
+
+python -m benchmarks.compare_losses [--folder .data] [--data ml-1m beauty globo-news ciao]
+    [--losses cce- cce bce bce+ gbce sce rece] [--trials 8] [--seeds 3] [--memory-budget 6GiB]
+    [--processes 1] [--gpus 1] [--time-limit SECONDS] [--output FILE] [--plot FILE]
+
+Every loss is tuned by as many random trials of its own space on every data set: learning rate,
+batch size, and what the loss has (`_SPACE`); model and schedule are those of `configs/`, with a
+third of the epochs. A configuration that does not fit the budget is a row, and does not count. The
+configuration with the best validation NDCG@10 is then trained with every epoch and several seeds.
+
+A row is a training; what stands in the output already is not trained again, so that the comparison
+can be spread over several runs. `epoch_seconds` is the median of a training's epochs, beside the
+other processes of its card. `--time-limit` starts nothing later than that.
+"""
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import torch
+
+from benchmarks._machine import RESULTS, append, machine
+from objectives.config import DataConfig, TrialConfig
+from objectives.data import prepare
+from objectives.sequential import SequentialObjective
+from objectives.trial import DivergedTrial, InfeasibleTrial
+from study.budget import format_bytes, resolve_budget
+from study.environment import choose_device
+from study.front import pareto_front
+from study.space import Space, build_space, limits
+from study.spec import load_spec, parse_budget
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+_FILES = {
+    "ml-1m": "ml-1m.parquet",
+    "beauty": "amazon-beauty-bert4rec.parquet",
+    "globo-news": "globo-news.parquet",
+    "ciao": "ciao.parquet",
+}
+_CONFIG_OF = {"ciao": "beauty"}
+"""Data without a configuration of its own: whose it takes."""
+_SPACE: dict[str, dict[str, Any]] = {
+    "cce-": {"negatives": [64, 8192], "group_size": 128},
+    "cce": {},
+    "bce": {},
+    "bce+": {"negatives": [64, 8192], "group_size": 128},
+    "gbce": {"negatives": [64, 8192], "group_size": 128, "calibration": [0.0, 1.0]},
+    "sce": {"bucket_items": [64, 4096], "centres": ["mixed", "random"]},
+    "rece": {"rounds": [1, 2, 4], "neighbours": [0, 1, 2]},
+}
+_SHARED = {"learning_rate": [3e-4, 5e-3], "batch_size": [64, 512]}
+_OF_A_LOSS = ("loss", "negatives", "group_size")
+_TUNING_SHARE = 3
+_METRICS = ("ndcg_at_10", "coverage_at_10")
+
+
+class Job(NamedTuple):
+    """A training: trial `number` of the tuning or, with stage "final", the seed `number`."""
+
+    data: str
+    loss: str
+    stage: str
+    number: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from others."""
+        return self.data, self.loss, self.stage, str(self.number)
+
+
+class _Context:
+    checkpoint = None
+
+    def __init__(self, seed: int, memory_budget: int) -> None:
+        self.seed = seed
+        self.memory_budget = memory_budget
+        self.epoch_seconds: list[float] = []
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Notes how long the epoch took."""
+        self.epoch_seconds.append(metrics["train/epoch_seconds"])
+
+
+def _config_of(data: str) -> Any:
+    return load_spec({}, _CONFIGS / f"{_CONFIG_OF.get(data, data)}.toml")
+
+
+def data_config(data: str, folder: Path) -> DataConfig:
+    """The interactions, split as in the configuration that the data set has."""
+    config: DataConfig = _config_of(data).data_config
+    return config.model_copy(update={"data": str(folder / _FILES[data])})
+
+
+@cache
+def _objective(config: DataConfig, device: torch.device) -> SequentialObjective:
+    return SequentialObjective(prepare(config), device)
+
+
+def space_of(data: str, loss: str, objective: SequentialObjective) -> Space:
+    """What tuning chooses from."""
+    fixed = dict(_config_of(data).space)
+    for name in _OF_A_LOSS:
+        fixed.pop(name, None)
+    epochs = max(1, fixed["max_epochs"] // _TUNING_SHARE)
+    asked = {**fixed, "max_epochs": epochs, "patience": epochs, "loss": loss}
+    sizes = objective.data.num_items, len(objective.data.train.lengths)
+    ranges = {**_SHARED, **_SPACE[loss]}
+    for name, (limit, _) in limits(*sizes).items():
+        if name in ranges:
+            ranges[name] = [min(value, limit) for value in ranges[name]]
+    return build_space({**asked, **ranges}, *sizes)
+
+
+def _trial(space: Space, data: str, loss: str, number: int) -> TrialConfig:
+    """The same for the same number, in every run."""
+    seed = sum(ord(letter) for letter in data + loss) * 1_000 + number
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return space.suggest(study.ask())
+
+
+def _train(job: Job, folder: Path, budget: int, device: torch.device) -> dict[str, Any]:
+    """A row, in one of the processes."""
+    objective = _objective(data_config(job.data, folder), device)
+    space = space_of(job.data, job.loss, objective)
+    if job.stage == "tuning":
+        config, seed = _trial(space, job.data, job.loss, job.number), 0
+    else:
+        config, seed = TrialConfig.from_flat(dict(job.settings)), job.number
+    context = _Context(seed, budget)
+    chosen = {name: value for name, value in config.flat().items() if name in space.open}
+    row = {"settings": json.dumps(chosen), **dict.fromkeys(_columns(), "")}
+    try:
+        result = objective(config, context)
+    except (InfeasibleTrial, DivergedTrial) as error:
+        outcome = "infeasible" if isinstance(error, InfeasibleTrial) else "diverged"
+        return {**row, "peak_bytes": error.peak_bytes, "outcome": outcome}
+    shown = {
+        f"{split}_{name}": round(result.metrics[f"{split}/{name}"], 5)
+        for split in ("val", "test")
+        for name in _METRICS
+    }
+    return {
+        **row,
+        **shown,
+        "peak_bytes": result.peak_memory,
+        "epochs": result.epochs,
+        "epoch_seconds": round(statistics.median(context.epoch_seconds), 4),
+        "seconds": round(result.seconds, 2),
+        "outcome": "ok",
+    }
+
+
+def _columns() -> list[str]:
+    metrics = [f"{split}_{name}" for split in ("val", "test") for name in _METRICS]
+    return [*metrics, "peak_bytes", "epochs", "epoch_seconds", "seconds", "outcome"]
+
+
+_device: torch.device
+
+
+def _begin(places: Any, processes: int) -> None:
+    """Gives a process its card, and its share of the host."""
+    global _device
+    _device = choose_device("auto")
+    if _device.type == "cuda":
+        _device = torch.device("cuda", places.get())
+        torch.cuda.set_device(_device)
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+def _run(job: Job, folder: Path, budget: int) -> dict[str, Any]:
+    return _train(job, folder, budget, _device)
+
+
+class Comparison:
+    """The rows that are there, and what is still to be trained."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.budget = resolve_budget(parse_budget(arguments.memory_budget), choose_device("auto"))
+        self.rows: list[dict[str, Any]] = []
+        if arguments.output.exists():
+            with arguments.output.open(newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            self.rows = [row for row in rows if row["memory_budget_bytes"] == str(self.budget)]
+
+    def tuning(self, data: str, loss: str) -> list[dict[str, Any]]:
+        """The trials of a loss that count, as many as are asked for."""
+        found = [row for row in self._of(data, loss, "tuning") if row["outcome"] != "infeasible"]
+        return found[: self.arguments.trials]
+
+    def finals(self, data: str, loss: str) -> list[dict[str, Any]]:
+        """The trainings of its best configuration."""
+        return self._of(data, loss, "final")[: self.arguments.seeds]
+
+    def _of(self, data: str, loss: str, stage: str) -> list[dict[str, Any]]:
+        found = [r for r in self.rows if (r["data"], r["loss"], r["stage"]) == (data, loss, stage)]
+        return sorted(found, key=lambda row: int(row["number"]))
+
+    def missing(self) -> list[Job]:
+        """What can be trained now: trials first, those of a round side by side."""
+        jobs = []
+        for data in self.arguments.data:
+            for loss in self.arguments.losses:
+                tried, counted = self._of(data, loss, "tuning"), self.tuning(data, loss)
+                left = self.arguments.trials - len(counted)
+                numbers = range(len(tried), len(tried) + left)
+                jobs += [Job(data, loss, "tuning", number) for number in numbers]
+                if left <= 0:
+                    jobs += self._missing_finals(data, loss, counted)
+        return sorted(jobs, key=lambda job: (job.stage == "final", job.number))
+
+    def _missing_finals(self, data: str, loss: str, trials: list[dict[str, Any]]) -> list[Job]:
+        learned = [row for row in trials if row["outcome"] == "ok"]
+        if not learned:
+            return []
+        best = max(learned, key=lambda row: float(row["val_ndcg_at_10"]))
+        base = {**_config_of(data).space, "loss": loss, **_fixed(loss)}
+        settings = tuple({**base, **json.loads(best["settings"])}.items())
+        done = {row["number"] for row in self._of(data, loss, "final")}
+        seeds = (seed for seed in range(self.arguments.seeds) if str(seed) not in done)
+        return [Job(data, loss, "final", seed, settings) for seed in seeds]
+
+    def add(self, job: Job, row: dict[str, Any], about: dict[str, Any]) -> None:
+        """Keeps a row, on the disk too."""
+        row = {
+            **dict(zip(("data", "loss", "stage", "number"), job.key, strict=True)),
+            "memory_budget_bytes": str(self.budget),
+            **row,
+        }
+        self.rows.append(row)
+        append(self.arguments.output, [{**about, **row}])
+
+
+def _fixed(loss: str) -> dict[str, Any]:
+    return {name: value for name, value in _SPACE[loss].items() if not isinstance(value, list)}
+
+
+def run(comparison: Comparison) -> None:
+    """Trains what is missing, several at a time, until nothing is or the time is over."""
+    arguments, about = comparison.arguments, machine()
+    deadline = time.monotonic() + arguments.time_limit
+    for data in arguments.data:
+        prepare(data_config(data, arguments.folder))  # Once, before the processes ask for it.
+    spawn = multiprocessing.get_context("spawn")
+    places = spawn.Queue()
+    for number in range(arguments.processes):
+        places.put(number % arguments.gpus)
+    with ProcessPoolExecutor(
+        arguments.processes, spawn, initializer=_begin, initargs=(places, arguments.processes)
+    ) as pool:
+        running: dict[Future[dict[str, Any]], Job] = {}
+        failed: set[tuple[str, ...]] = set()
+        while True:
+            busy = {job.key for job in running.values()} | failed
+            waiting = [job for job in comparison.missing() if job.key not in busy]
+            while waiting and len(running) < arguments.processes and time.monotonic() < deadline:
+                job = waiting.pop(0)
+                running[pool.submit(_run, job, arguments.folder, comparison.budget)] = job
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    row = future.result()
+                except Exception as error:
+                    failed.add(job.key)
+                    print(f"{' '.join(job.key)}: {type(error).__name__}: {error}", flush=True)
+                    continue
+                comparison.add(job, row, about)
+                print(f"{' '.join(job.key)}: {_line(row)}", flush=True)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    if row["outcome"] != "ok":
+        return f"{row['outcome']} {row['settings']}"
+    return (
+        f"val {row['val_ndcg_at_10']:.4f} test {row['test_ndcg_at_10']:.4f}, "
+        f"{format_bytes(row['peak_bytes'])}, {row['seconds']:.0f} s {row['settings']}"
+    )
+
+
+def table(comparison: Comparison) -> Iterator[str]:
+    """A line for each data set and loss: the mean of the seeds and its standard deviation."""
+    arguments = comparison.arguments
+    for data in arguments.data:
+        yield f"\n{data}: test NDCG@10, Coverage@10, peak memory, seconds an epoch, settings"
+        for loss in arguments.losses:
+            rows = [row for row in comparison.finals(data, loss) if row["outcome"] == "ok"]
+            trials = len(comparison.tuning(data, loss))
+            if not rows:
+                yield f"  {loss:5} {trials} of {arguments.trials} trials, not trained"
+                continue
+            ndcg, coverage, seconds = (
+                [float(row[name]) for row in rows]
+                for name in ("test_ndcg_at_10", "test_coverage_at_10", "epoch_seconds")
+            )
+            spread = statistics.stdev(ndcg) if len(ndcg) > 1 else math.nan
+            yield (
+                f"  {loss:5} {statistics.mean(ndcg):.4f} +- {spread:.4f} ({len(rows)} seeds)  "
+                f"{statistics.mean(coverage):.3f}  "
+                f"{format_bytes(max(int(row['peak_bytes']) for row in rows)):>10}  "
+                f"{statistics.median(seconds):7.3f}  {rows[0]['settings']}"
+            )
+
+
+def plot(comparison: Comparison, path: Path) -> None:
+    """The front of every loss, of its trials: a panel for each data set."""
+    from plotly.subplots import make_subplots
+
+    names = comparison.arguments.data
+    drawing = make_subplots(rows=1, cols=len(names), subplot_titles=names)
+    for column, data in enumerate(names, 1):
+        for number, loss in enumerate(comparison.arguments.losses):
+            points = _points(comparison.tuning(data, loss))
+            front = [points[place] for place in pareto_front(points)]
+            drawing.add_scatter(
+                x=[memory / 2**30 for _, memory in front],
+                y=[quality for quality, _ in front],
+                mode="lines+markers",
+                line={"shape": "hv", "color": _COLOURS[number % len(_COLOURS)]},
+                name=loss,
+                legendgroup=loss,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    drawing.update_xaxes(type="log", title="peak memory, GiB")
+    drawing.update_yaxes(title="validation NDCG@10", col=1)
+    drawing.update_layout(template="plotly_white", width=320 * len(names) + 120, height=380)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".html":
+        drawing.write_html(path, include_plotlyjs="cdn")
+    else:
+        drawing.write_image(path)  # by kaleido
+
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Of Okabe and Ito, for eyes that see colours in other ways too."""
+
+
+def _points(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    return [
+        (float(row["val_ndcg_at_10"]), float(row["peak_bytes"]))
+        for row in rows
+        if row["outcome"] == "ok"
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path(".data"), help="of the data's files")
+    parser.add_argument("--data", nargs="+", choices=_FILES, default=list(_FILES))
+    parser.add_argument("--losses", nargs="+", choices=_SPACE, default=list(_SPACE))
+    parser.add_argument("--trials", type=int, default=8, help="of every loss on every data set")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--memory-budget", default="6GiB", help="of a training")
+    parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--gpus", type=int, default=1, help="cards that they are dealt out to")
+    parser.add_argument("--time-limit", type=float, default=math.inf, metavar="SECONDS")
+    parser.add_argument("--output", type=Path, default=RESULTS / "compare_losses.csv")
+    parser.add_argument("--plot", type=Path, help="an .html, or by kaleido an .svg or .png")
+    arguments = parser.parse_args()
+    comparison = Comparison(arguments)
+    run(comparison)
+    print(*table(comparison), sep="\n")
+    if arguments.plot:
+        plot(comparison, arguments.plot)
+    if missing := len(comparison.missing()):
+        sys.exit(f"{missing} trainings or more are missing: the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
