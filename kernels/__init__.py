@@ -1,8 +1,8 @@
 """Losses and ranking for large catalogues. Imports nothing else of the project."""
 
+from kernels.alias_table import AliasTable
 from kernels.candidate_ce import sampled_cross_entropy
 from kernels.candidates import (
-    AliasTable,
     Explicit,
     InBatch,
     LogUniform,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kernels.gpu import on_gpu
+from kernels.gpu import is_simulated, on_gpu
 
 if TYPE_CHECKING:
     from kernels.reference import Problem
@@ -57,6 +57,16 @@ def check_count(name: str, things: str, number: int) -> None:
     """Raises a ValueError if there are more than a 32-bit index can number."""
     if number > _MOST:
         raise ValueError(f"{name} has {number} {things}, but the most is {_MOST}")
+
+
+def check_weights(name: str, weights_V: Tensor) -> None:
+    """Raises a ValueError if there is a weight that is none, or none that is positive."""
+    if weights_V.ndim != 1 or weights_V.is_complex() or len(weights_V) == 0:
+        raise ValueError(f"{name} must be a vector of real numbers, not {kind(weights_V)}")
+    if is_simulated():
+        return
+    if not weights_V.isfinite().all() or (weights_V < 0).any() or not weights_V.any():
+        raise ValueError(f"{name} must be finite and not negative, and not all 0")
 
 
 def check_filter(filter_eps: float | None) -> None:

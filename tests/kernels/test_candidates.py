@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernels.alias_table import AliasTable
 from kernels.candidates import (
-    AliasTable,
     Candidates,
     Draws,
     Explicit,

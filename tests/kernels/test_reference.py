@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from kernels import reference
+from kernels.alias_table import AliasTable
 from kernels.candidates import (
-    AliasTable,
     Candidates,
     Draws,
     Explicit,
