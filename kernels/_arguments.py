@@ -10,12 +10,12 @@ SCHEMA = (
     "Tensor states_ND, Tensor table_VD, Tensor targets_N, Tensor? bias_V, Tensor? logit_scale, "
     "Tensor? ids_GK, Tensor? alias_V2, Tensor? log_q_V, Tensor? log_weight_GK, "
     "Tensor? seed_offset, Tensor? row_numbers_QN, Tensor? item_numbers_QV, "
-    "SymInt? num_candidates, SymInt seed, SymInt reach, SymInt group_size, str correction, "
-    "bool corrected_value, float? positive_weight, SymInt ignore_index, bool deterministic, "
-    "ScalarType operand_dtype"
+    "SymInt? num_candidates, SymInt seed, SymInt reach, SymInt? most_targets, "
+    "SymInt group_size, str correction, bool corrected_value, float? positive_weight, "
+    "SymInt ignore_index, bool deterministic, ScalarType operand_dtype"
 )
 NUM_TENSORS = 12
-NUM_ARGUMENTS = 22
+NUM_ARGUMENTS = 23
 LEAVES = (0, 1, 3, 4)
 """Arguments that may need a gradient: states, table, bias and logit scale."""
 Flat = tuple[Any, ...]
@@ -25,7 +25,7 @@ def flatten(problem: Problem) -> Flat:
     """The arguments; the seed is signed, for an operator has no other integers."""
     draws = problem.draws
     lists: Flat = (None,) * 7
-    num_candidates, seed, reach = None, 0, 0
+    num_candidates, seed, reach, most_targets = None, 0, 0, None
     if draws is not None:
         *numbers, reach = (None, None, 0) if draws.met is None else draws.met
         lists = (
@@ -36,7 +36,7 @@ def flatten(problem: Problem) -> Flat:
             draws.seed_offset,
             *numbers,
         )
-        num_candidates, seed = draws.num_candidates, draws.seed
+        num_candidates, seed, most_targets = draws.num_candidates, draws.seed, draws.most_targets
         # The same bits as a signed integer.
         if seed >= 1 << 63:
             seed -= 1 << 64
@@ -50,6 +50,7 @@ def flatten(problem: Problem) -> Flat:
         num_candidates,
         seed,
         reach,
+        most_targets,
         problem.group_size,
         problem.correction,
         problem.corrected_value,
@@ -63,13 +64,13 @@ def flatten(problem: Problem) -> Flat:
 def problem_of(flat: Flat) -> Problem:
     """The problem of flat arguments; its seed is signed, which both backends understand."""
     states_ND, table_VD, targets_N, bias_V, logit_scale = flat[:5]
-    *lists, row_numbers_QN, item_numbers_QV, num_candidates, seed, reach = flat[5:15]
+    *lists, row_numbers_QN, item_numbers_QV, num_candidates, seed, reach, most_targets = flat[5:16]
     draws = met = None
     if row_numbers_QN is not None:
         met = Met(row_numbers_QN, item_numbers_QV, reach)
     if num_candidates is not None:
-        draws = Draws(num_candidates, seed, *lists)._replace(met=met)
-    group_size, correction, corrected_value, positive_weight, *options = flat[15:]
+        draws = Draws(num_candidates, seed, *lists)._replace(met=met, most_targets=most_targets)
+    group_size, correction, corrected_value, positive_weight, *options = flat[16:]
     return Problem(
         states_ND,
         table_VD,

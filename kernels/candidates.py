@@ -55,6 +55,7 @@ class Draws(NamedTuple):
         log_weight_GK: float32, added to the logits of the candidates.
         seed_offset: int64 [1], added to the seed modulo 2^64 when candidates are drawn.
         met: Of which candidates a row has none.
+        most_targets: Different targets that the rows have at most; None: as many as rows.
     """
 
     num_candidates: int
@@ -65,6 +66,7 @@ class Draws(NamedTuple):
     log_weight_GK: Tensor | None = None
     seed_offset: Tensor | None = None
     met: Met | None = None
+    most_targets: int | None = None
 
     @property
     def key(self) -> tuple[int, Tensor | None]:
@@ -298,11 +300,14 @@ class Explicit:
         ids_GK: Item ids of every group, int64 or int32; -1 is a slot without candidate.
         log_weight_GK: float32 constants that are added to the logits of the candidates.
         met: Pairs that are left out.
+        most_targets: Different targets that the rows have at most, if it is known to be fewer than
+            rows: a gradient by touched rows has no room for more.
     """
 
     ids_GK: Tensor
     log_weight_GK: Tensor | None = None
     met: Met | None = None
+    most_targets: int | None = None
 
     def __post_init__(self) -> None:
         ids_GK, log_weight_GK = self.ids_GK, self.log_weight_GK
@@ -335,7 +340,7 @@ class Explicit:
         if self.met is not None:
             _check_met(self.met, len(targets_N), num_items, targets_N.device)
         draws = Draws(ids_GK.shape[1], ids_GK=ids_GK, log_weight_GK=log_weight_GK, met=self.met)
-        return draws, group_size
+        return draws._replace(most_targets=self.most_targets), group_size
 
 
 Candidates = Uniform | LogUniform | Popularity | InBatch | Mixed | Explicit

@@ -131,7 +131,7 @@ class Touched(NamedTuple):
     Attributes:
         set_W: A bit an item, int32.
         rank_W: Items of the set before each word, int32.
-        items_U: Their ids in ascending order, int64, U = min(V, G * K + N).
+        items_U: Their ids in ascending order, int64, U = min(V, G * K + N) or fewer.
         num_touched: How many of them there are, int32 [1]; what follows in `items_U` is undefined.
     """
 
@@ -179,7 +179,10 @@ def touched_like(problem: Problem) -> Touched:
     cut = plan(problem, "touched")
     empty = problem.states_ND.new_empty
     words = cdiv(cut.num_items, 32)
-    most = min(cut.num_items, cut.num_groups * cut.num_candidates + cut.num_rows)
+    draws, most_targets = problem.draws, cut.num_rows
+    if draws is not None and draws.most_targets is not None:
+        most_targets = min(most_targets, draws.most_targets)
+    most = min(cut.num_items, cut.num_groups * cut.num_candidates + most_targets)
     return Touched(
         set_W=empty(words, dtype=torch.int32),
         rank_W=empty(words, dtype=torch.int32),

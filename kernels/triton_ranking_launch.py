@@ -5,7 +5,8 @@ Shapes: B rows, V items, D width, P seen pairs, S item groups, C capacity.
 Top-k takes two passes over the catalogue and writes few scores in either. The first leaves the
 best item of each of S groups of items; the k-th best of those that were not seen is a bound that k
 unseen items reach. The second collects what reaches it, a little more than k items of each row
-where S is several times k. Of few items every one is its own group, and the first pass is enough.
+where S is several times k. Of few items every one is its own group, and the first pass is enough;
+so it is where lists need not be exact.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -27,8 +28,10 @@ from kernels.launch import (
 from kernels.reference import Problem
 
 _LEAST_GROUPS = 2048
-_GROUPS_PER_PLACE = 8
-"""Groups for each place of a list, and for each item that a row has seen on average."""
+_GROUPS_PER_PLACE = {True: 8, False: 16}
+"""Groups for each place of a list, and for each item that a row has seen on average, by whether
+lists are exact. Of those of one pass alone, k / (2 S) of the k best items share their group with a
+better one, and are missing."""
 _LEAST_GROUP_SIZE = 4
 """Up to as many items a group, one pass keeps the keys of all items."""
 _ROOM_PER_PLACE = 4
@@ -96,24 +99,26 @@ def top_k(
     """The k best items of each row; see `ranking.top_k`.
 
     Where rows are ranked in two passes, those in which more items reach the bound than there is
-    room for keep what the first pass found. If lists are to be exact, the device is waited for at
-    the end, once, and these rows, if any, are ranked again by the eager backend.
+    room for are ranked again by the eager backend; for their number the device is waited for at
+    the end, once.
     """
     num_rows, num_items = states_BD.shape[0], table_VD.shape[0]
     places = min(k, num_items)
     if num_rows == 0 or num_items == 0:
         return torch.full((num_rows, k), -1, dtype=torch.int64, device=states_BD.device)
     states_BD, table_VD = _dense_rows(states_BD), _dense_rows(table_VD)
-    cut = _cut(states_BD, table_VD, "lists")
+    cut = _cut(states_BD, table_VD, "lists", exact)
     num_pairs = 0 if seen is None else len(seen[0])
     pairs_P = starts_B1 = None
     if seen is not None and num_pairs:
         pairs_P = _sorted_pairs(seen, num_rows, num_items)
         bounds_B1 = torch.arange(num_rows + 1, device=pairs_P.device) * num_items
         starts_B1 = torch.searchsorted(pairs_P, bounds_B1)
-    num_groups, one_pass = _groups(cut, num_rows, num_items, places, num_pairs)
+    num_groups, one_pass = _groups(cut, num_rows, num_items, places, num_pairs, exact)
     capacity = max(_LEAST_ROOM, next_power_of_2(_ROOM_PER_PLACE * places))
-    rows_per_pass = max(1, reference.TILE_ELEMENTS // max(num_groups, capacity))
+    # Every pass reads the catalogue: it shall be one of the buckets of a loss.
+    keys_per_row = max(num_groups, capacity) if exact else cdiv(num_groups, 2)
+    rows_per_pass = max(1, reference.TILE_ELEMENTS // keys_per_row)
     ids_Bk = torch.empty(num_rows, k, dtype=torch.int64, device=states_BD.device)
     kept_B = torch.zeros(num_rows, dtype=torch.int32, device=states_BD.device)
     for first in range(0, num_rows, rows_per_pass):
@@ -127,12 +132,10 @@ def top_k(
                 cut, states_BD[rows], table_VD, keys_bk.amin(1), capacity, kept_B[rows],
                 pairs_P, starts_b1, first,
             )  # fmt: skip
-            # What found room in a row that is full is another in every run.
-            fits_b1 = kept_B[rows, None] <= capacity
-            keys_bk = torch.where(fits_b1, keys_bC.topk(places, dim=1).values, keys_bk)
+            keys_bk = keys_bC.topk(places, dim=1).values
             del keys_bC
         ids_Bk[rows] = reference_ranking.ids_of_keys(keys_bk, k)
-    if exact and not one_pass:
+    if not one_pass:
         full_F = (kept_B > capacity).nonzero()[:, 0]
         if len(full_F):
             seen_of_full = None if seen is None else _seen_of(seen, full_F, num_rows)
@@ -141,18 +144,19 @@ def top_k(
 
 
 def _groups(
-    cut: _Cut, num_rows: int, num_items: int, places: int, num_pairs: int
+    cut: _Cut, num_rows: int, num_items: int, places: int, num_pairs: int, exact: bool
 ) -> tuple[int, bool]:
-    """How many groups the items are cut into, and whether every one of them is its own."""
+    """How many groups the items are cut into, and whether their best are enough."""
     block_k = cut.tile.block_k
     num_groups = max(
         _LEAST_GROUPS,
-        _GROUPS_PER_PLACE * (places + cdiv(num_pairs, num_rows)),
+        _GROUPS_PER_PLACE[exact] * (places + cdiv(num_pairs, num_rows)),
         # Two waves of programs, however few rows there are.
         2 * cut.programs * block_k // cut.row_tiles(num_rows),
     )
-    one_pass = num_items <= _LEAST_GROUP_SIZE * num_groups
-    return cdiv(num_items if one_pass else num_groups, block_k) * block_k, one_pass
+    is_alone = num_items <= _LEAST_GROUP_SIZE * num_groups
+    num_groups = cdiv(num_items if is_alone else num_groups, block_k) * block_k
+    return num_groups, is_alone or not exact
 
 
 def _best_of_groups(
@@ -275,14 +279,19 @@ def _seen_of(seen: tuple[Tensor, Tensor], rows_F: Tensor, num_rows: int) -> tupl
     return place_P[place_P >= 0], ids_P[place_P >= 0]
 
 
-def _cut(states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"]) -> _Cut:
+def _cut(
+    states_BD: Tensor, table_VD: Tensor, kernels: Literal["ranks", "lists"], exact: bool = True
+) -> _Cut:
     """How these kernels cut the matrices. Ranks and lists sum a score in the same order."""
     dtype = torch.promote_types(states_BD.dtype, table_VD.dtype)
+    gpu = gpu_of(states_BD.device)
+    if not exact and dtype == torch.float32 and gpu is not None and gpu.capability >= 8:
+        dtype = torch.bfloat16
     problem = Problem(states_BD, table_VD, torch.empty(0), operand_dtype=dtype)
     config = launch_config(problem, by_row=False)
     if _splits_items(states_BD, table_VD, config):
         config = config._replace(dtype=tl.bfloat16, precision="bf16x3")
-    tile, block_d = _tile(states_BD.device, states_BD.shape[1], kernels, config)
+    tile, block_d = _tile(states_BD.device, states_BD.shape[1], kernels, config, exact)
     tile = (_MEASURED or {}).get(kernels, tile)
     tile = for_group(tile, states_BD.shape[0])
     constants = {
@@ -310,7 +319,11 @@ def _splits_items(states_BD: Tensor, table_VD: Tensor, config: LaunchConfig) -> 
 
 
 def _tile(
-    device: torch.device, width: int, kernels: Literal["ranks", "lists"], config: LaunchConfig
+    device: torch.device,
+    width: int,
+    kernels: Literal["ranks", "lists"],
+    config: LaunchConfig,
+    exact: bool,
 ) -> tuple[Tile, int]:
     """The tile for a card, and the columns of its products.
 
@@ -338,6 +351,8 @@ def _tile(
             return Tile(128, 128, 8, 4) if kernels == "ranks" else Tile(128, 64, 8, 3), block_d
         if width > block_d:
             return Tile(128, 128 if kernels == "ranks" else 64, 8, 4), 64
+        if not exact:
+            return Tile(128, 64, 8, 3), block_d
         return Tile(256, 64, 8, 3) if kernels == "ranks" else Tile(64, 64, 4, 2), block_d
     if not half:
         return Tile(64, 32, 4, 3), block_d

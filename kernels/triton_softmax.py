@@ -362,7 +362,10 @@ def finish_states_gradient(
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
     place = gradient + row[:, None].to(tl.int64) * D + d[None, :]
     mask = row_mask[:, None] & (d[None, :] < D)
-    value = tl.load(place, mask=mask, other=0).to(tl.float32) * (g + h)[:, None]
+    # Of SCE most rows have no weight.
+    weighs = mask & (g + h != 0)[:, None]
+    value = tl.load(place, mask=weighs, other=0).to(tl.float32) * (g + h)[:, None]
+    inside = inside & (target_weight != 0)
     c = load_rows(table, item, table_stride, inside, block * BLOCK_D, D, BLOCK_D, DTYPE)
     value += c.to(tl.float32) * target_weight[:, None]
     tl.store(place, (value * load_scale(scale)).to(gradient.dtype.element_ty), mask=mask)

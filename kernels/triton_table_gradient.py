@@ -349,8 +349,9 @@ def add_targets(
     g = load_weight(loss_weight, row, loss_weight_stride, row_mask)
     h = load_weight(lse_weight, row, lse_weight_stride, row_mask)
     error = target_gradient(tl.load(target_error + row, mask=row_mask, other=0), g, h, False)
+    inside = inside & (error != 0)
     column = tl.program_id(1) * BLOCK_D
-    e = load_rows(states, row, states_stride, row_mask, column, D, BLOCK_D, DTYPE)
+    e = load_rows(states, row, states_stride, inside, column, D, BLOCK_D, DTYPE)
     d = column + tl.arange(0, BLOCK_D)
     line = destination(item, touched, rank, inside)
     value = e.to(tl.float32) * (error * load_scale(scale))[:, None]
