@@ -80,6 +80,8 @@ class LaunchConfig(NamedTuple):
 
 
 _WIDEST_BLOCK = 256
+_WIDEST_SPLIT_BLOCK = 64
+"""Of float32 that is multiplied as three TF32 products: wider blocks spill registers."""
 _WIDEST_ROW_BLOCK = 1024
 _TRITON_DTYPES = {
     torch.float32: tl.float32,
@@ -168,7 +170,12 @@ def config_of(
         kernel: Of the forward pass: "forward" of lists, "catalogue" or "row".
         exact: Float32 is not to be multiplied as TF32.
     """
-    widest = _WIDEST_ROW_BLOCK if kernel == "row" else _WIDEST_BLOCK
+    precision = "tf32x3" if exact and dtype == torch.float32 else "tf32"
+    widest = _WIDEST_BLOCK
+    if kernel == "row":
+        widest = _WIDEST_ROW_BLOCK
+    elif gpu is not None and precision == "tf32x3":
+        widest = _WIDEST_SPLIT_BLOCK
     block_d = min(widest, block_of(width))
     capability, num_sms = gpu or (0, 0)
     key = Key(capability, dtype.itemsize, table_dtype.itemsize, block_of(width))
@@ -182,7 +189,7 @@ def config_of(
         segment=tiles.segment,
         block_d=block_d,
         dtype=_TRITON_DTYPES[dtype],
-        precision="tf32x3" if exact and dtype == torch.float32 else "tf32",
+        precision=precision,
         programs=max(1, 2 * num_sms),
     )
 
