@@ -75,7 +75,7 @@ def by_formula(
 
 def values(loss_N: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
     """Losses, and gradients under uneven weights of the rows."""
-    weights_N = torch.linspace(-1, 2, len(loss_N), dtype=loss_N.dtype)
+    weights_N = torch.linspace(-1, 2, len(loss_N), dtype=loss_N.dtype, device=loss_N.device)
     return [loss_N.detach(), *torch.autograd.grad(loss_N, leaves, weights_N)]
 
 
