@@ -6,8 +6,9 @@ python -m benchmarks.compare_losses [--folder .data] [--data ml-1m beauty globo-
 
 Every loss is tuned by as many random trials of its own space on every data set: learning rate,
 batch size, and what the loss has (`_SPACE`); model and schedule are those of `configs/`, with a
-third of the epochs. A configuration that does not fit the budget is a row, and does not count. The
-configuration with the best validation NDCG@10 is then trained with every epoch and several seeds.
+third of the epochs, or with all of them where a third leaves trials alike (`_WHOLE`). A
+configuration that does not fit the budget is a row, and does not count. The configuration with the
+best validation NDCG@10 is then trained with every epoch and several seeds.
 
 A row is a training; what stands in the output already is not trained again, so that the comparison
 can be spread over several runs. `epoch_seconds` is the median of a training's epochs, beside the
@@ -52,6 +53,8 @@ _FILES = {
 }
 _CONFIG_OF = {"ciao": "beauty"}
 """Data without a configuration of its own: whose it takes."""
+_WHOLE = {("ml-1m", "gbce"), ("beauty", "bce+"), ("beauty", "gbce")}
+"""What is tuned with every epoch: after a third of them all trials still rank by popularity."""
 _SPACE: dict[str, dict[str, Any]] = {
     "cce-": {"negatives": [64, 8192], "group_size": 128},
     "cce": {},
@@ -110,12 +113,17 @@ def _objective(config: DataConfig, device: torch.device) -> SequentialObjective:
     return SequentialObjective(prepare(config), device)
 
 
+def _tuning_epochs(data: str, loss: str) -> int:
+    epochs: int = _config_of(data).space["max_epochs"]
+    return epochs if (data, loss) in _WHOLE else max(1, epochs // _TUNING_SHARE)
+
+
 def space_of(data: str, loss: str, objective: SequentialObjective) -> Space:
     """What tuning chooses from."""
     fixed = dict(_config_of(data).space)
     for name in _OF_A_LOSS:
         fixed.pop(name, None)
-    epochs = max(1, fixed["max_epochs"] // _TUNING_SHARE)
+    epochs = _tuning_epochs(data, loss)
     asked = {**fixed, "max_epochs": epochs, "patience": epochs, "loss": loss}
     sizes = objective.data.num_items, len(objective.data.train.lengths)
     ranges = {**_SHARED, **_SPACE[loss]}
@@ -202,12 +210,24 @@ class Comparison:
 
     def tuning(self, data: str, loss: str) -> list[dict[str, Any]]:
         """The trials of a loss that count, as many as are asked for."""
-        found = [row for row in self._of(data, loss, "tuning") if row["outcome"] != "infeasible"]
+        found = [row for row in self._tried(data, loss) if row["outcome"] != "infeasible"]
         return found[: self.arguments.trials]
 
     def finals(self, data: str, loss: str) -> list[dict[str, Any]]:
         """The trainings of its best configuration."""
-        return self._of(data, loss, "final")[: self.arguments.seeds]
+        best = self._best(data, loss)
+        found = self._of(data, loss, "final")
+        of_best = [row for row in found if best and row["settings"] == best["settings"]]
+        return of_best[: self.arguments.seeds]
+
+    def _best(self, data: str, loss: str) -> dict[str, Any] | None:
+        learned = [row for row in self.tuning(data, loss) if row["outcome"] == "ok"]
+        return max(learned, key=lambda row: float(row["val_ndcg_at_10"]), default=None)
+
+    def _tried(self, data: str, loss: str) -> list[dict[str, Any]]:
+        epochs = str(_tuning_epochs(data, loss))
+        found = self._of(data, loss, "tuning")
+        return [row for row in found if row["outcome"] != "ok" or str(row["epochs"]) == epochs]
 
     def _of(self, data: str, loss: str, stage: str) -> list[dict[str, Any]]:
         found = [r for r in self.rows if (r["data"], r["loss"], r["stage"]) == (data, loss, stage)]
@@ -218,23 +238,23 @@ class Comparison:
         jobs = []
         for data in self.arguments.data:
             for loss in self.arguments.losses:
-                tried, counted = self._of(data, loss, "tuning"), self.tuning(data, loss)
-                left = self.arguments.trials - len(counted)
-                numbers = range(len(tried), len(tried) + left)
+                tried = self._tried(data, loss)
+                done = {int(row["number"]) for row in tried}
+                unfit = sum(row["outcome"] == "infeasible" for row in tried)
+                numbers = set(range(self.arguments.trials + unfit)) - done
                 jobs += [Job(data, loss, "tuning", number) for number in numbers]
-                if left <= 0:
-                    jobs += self._missing_finals(data, loss, counted)
+                if not numbers:
+                    jobs += self._missing_finals(data, loss)
         return sorted(jobs, key=lambda job: (job.stage == "final", job.number))
 
-    def _missing_finals(self, data: str, loss: str, trials: list[dict[str, Any]]) -> list[Job]:
-        learned = [row for row in trials if row["outcome"] == "ok"]
-        if not learned:
+    def _missing_finals(self, data: str, loss: str) -> list[Job]:
+        best = self._best(data, loss)
+        if best is None:
             return []
-        best = max(learned, key=lambda row: float(row["val_ndcg_at_10"]))
         base = {**_config_of(data).space, "loss": loss, **_fixed(loss)}
         settings = tuple({**base, **json.loads(best["settings"])}.items())
-        done = {row["number"] for row in self._of(data, loss, "final")}
-        seeds = (seed for seed in range(self.arguments.seeds) if str(seed) not in done)
+        seeds = set(range(self.arguments.seeds))
+        seeds -= {int(row["number"]) for row in self.finals(data, loss)}
         return [Job(data, loss, "final", seed, settings) for seed in seeds]
 
     def add(self, job: Job, row: dict[str, Any], about: dict[str, Any]) -> None:
