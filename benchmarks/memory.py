@@ -9,9 +9,12 @@ have taught (`closed_ms`: by the trace of its structure, which is there; `trace_
 trace of its own), then measured by a probe: two training steps on the largest batch, and a batch
 of an evaluation. Two processes for each data set share the card and take turns where their peaks,
 which are their own, would not fit together.
+
+`--plot` draws all rows of the output; with `--configurations 0` it needs no GPU.
 """
 
 import argparse
+import csv
 import functools
 import gc
 import itertools
@@ -241,29 +244,57 @@ def summary(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Measured against predicted, a colour for each catalogue."""
-    import plotly.graph_objects as go
+def plot(results: Path, path: Path) -> None:
+    """Measured against predicted, and how far these are off; a colour for each catalogue."""
+    from plotly.subplots import make_subplots
 
-    drawing = go.Figure()
-    for catalogue in _CATALOGUES:
-        points = [r for r in rows if r["catalogue"] == catalogue and r["outcome"] == "ok"]
-        drawing.add_scatter(
-            x=[row["predicted_bytes"] / _GIB for row in points],
-            y=[row["peak_bytes"] / _GIB for row in points],
-            mode="markers",
-            name=f"{catalogue} items",
-        )
+    with results.open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["outcome"] == "ok"]
+    drawing = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
     ends = [_LEAST / _GIB, _MOST / _GIB]
-    drawing.add_scatter(x=ends, y=ends, mode="lines", name="equal", line={"color": "#999999"})
-    drawing.update_xaxes(type="log", title="predicted peak, GiB")
-    drawing.update_yaxes(type="log", title="measured peak, GiB")
-    drawing.update_layout(template="plotly_white", width=700, height=600)
+    for column, heights in ((1, ends), (2, [0, 0])):
+        line = {"color": "#999999", "width": 1}
+        drawing.add_scatter(
+            x=ends, y=heights, mode="lines", line=line, showlegend=False, row=1, col=column
+        )
+    for catalogue, colour in zip(_CATALOGUES, _COLOURS, strict=True):
+        points = [row for row in rows if row["catalogue"] == catalogue]
+        measured = [int(row["peak_bytes"]) / _GIB for row in points]
+        predicted = [int(row["predicted_bytes"]) / _GIB for row in points]
+        errors = [100 * float(row["error"]) for row in points]
+        for column, x, y in ((1, predicted, measured), (2, measured, errors)):
+            drawing.add_scatter(
+                x=x,
+                y=y,
+                mode="markers",
+                marker={"color": colour},
+                name=f"{catalogue} items",
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    sizes = {"type": "log", "tickvals": [0.5, 1, 2, 5, 10, 20, 50]}
+    drawing.update_xaxes(**sizes)
+    drawing.update_xaxes(title="predicted peak, GiB", col=1)
+    drawing.update_xaxes(title="measured peak, GiB", col=2)
+    drawing.update_yaxes(**sizes, title="measured peak, GiB", col=1)
+    drawing.update_yaxes(title="predicted too high by, %", col=2)
+    drawing.update_layout(
+        template="plotly_white",
+        width=960,
+        height=400,
+        margin={"t": 20, "l": 60, "r": 20, "b": 60},
+        legend={"orientation": "h", "y": -0.2},
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".html":
         drawing.write_html(path, include_plotlyjs="cdn")
     else:
         drawing.write_image(path)  # by kaleido
+
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73")
+"""Of Okabe and Ito, for eyes that see colours in other ways too."""
 
 
 def main() -> None:
@@ -276,6 +307,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.csv")
     parser.add_argument("--plot", type=Path, help="an .html, or by kaleido an .svg or .png")
     arguments = parser.parse_args()
+    if arguments.configurations:
+        measure(arguments)
+    if arguments.plot:
+        plot(arguments.output, arguments.plot)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Writes a row for every configuration, and says how far predictions are off."""
     if not torch.cuda.is_available():
         sys.exit("python -m benchmarks.memory: peaks are measured on a GPU, and there is none")
     about = machine()
@@ -309,8 +348,6 @@ def main() -> None:
     print(summary(rows))
     for row in itertools.islice(sorted(rows, key=lambda row: -abs(row["error"])), 5):
         print({key: value for key, value in row.items() if key != "seed"})
-    if arguments.plot:
-        plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":
