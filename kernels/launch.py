@@ -79,7 +79,7 @@ class LaunchConfig(NamedTuple):
     """Programs that fill the device; fewer rows than that are cut further."""
 
 
-_WIDEST_BLOCK = 256
+WIDEST_BLOCK = 256
 _WIDEST_SPLIT_BLOCK = 64
 """Of float32 that is multiplied as three TF32 products: wider blocks spill registers."""
 _WIDEST_ROW_BLOCK = 1024
@@ -171,7 +171,7 @@ def config_of(
         exact: Float32 is not to be multiplied as TF32.
     """
     precision = "tf32x3" if exact and dtype == torch.float32 else "tf32"
-    widest = _WIDEST_BLOCK
+    widest = WIDEST_BLOCK
     if kernel == "row":
         widest = _WIDEST_ROW_BLOCK
     elif gpu is not None and precision == "tf32x3":

@@ -18,8 +18,10 @@ from torch import Tensor
 from kernels import reference, reference_ranking, triton_ranking
 from kernels.gpu import gpu_of
 from kernels.launch import (
+    WIDEST_BLOCK,
     LaunchConfig,
     Tile,
+    block_of,
     cdiv,
     for_group,
     launch_config,
@@ -313,7 +315,7 @@ def _splits_items(states_BD: Tensor, table_VD: Tensor, config: LaunchConfig) -> 
     return (
         (states_BD.dtype, table_VD.dtype) == (torch.bfloat16, torch.float32)
         and config.precision == "tf32x3"
-        and states_BD.shape[1] <= config.block_d
+        and states_BD.shape[1] <= WIDEST_BLOCK
         and (gpu is None or gpu.capability >= 8)
     )
 
@@ -336,7 +338,7 @@ def _tile(
     scores a warp, not timed. Compiled by Triton 3.6 for sm_80 and sm_90 none spills registers, and
     beside Hopper 99 KiB of shared memory are enough.
     """
-    half, block_d = config.dtype != tl.float32, config.block_d
+    half, block_d = config.dtype != tl.float32, min(WIDEST_BLOCK, block_of(width))
     gpu = gpu_of(device)
     hopper = gpu is not None and gpu.capability == 9
     if config.precision == "bf16x3":

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from kernels.gpu import Gpu
 from kernels.reference import Problem
 
 pytest.importorskip("triton")
@@ -57,3 +58,16 @@ def test_the_rows_of_the_table_are_tiles() -> None:
         assert row.block_d == launch.block_of(row.block_d)
         for tile in tiles:
             assert all(size == launch.next_power_of_2(size) for size in tile[:3])
+
+
+def test_float32_is_multiplied_in_narrow_blocks_where_products_are_split() -> None:
+    h100 = Gpu(9, 132)
+    for kernel, exact, block_d in (
+        ("forward", True, 64),
+        ("catalogue", True, 64),
+        ("row", True, 256),
+        ("forward", False, 256),
+    ):
+        config = launch.config_of(h100, torch.float32, torch.float32, 256, kernel, exact)
+        assert config.block_d == block_d
+    assert launch.config_of(h100, BF16, torch.float32, 256, "forward").block_d == 256

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -481,6 +481,20 @@ def test_where_nothing_waits_no_number_is_asked_for(num_rows: int, num_items: in
     with simulated_gpu(Gpu(9, 132)), FakeTensorMode():
         states_BD, table_VD = torch.empty(num_rows, 8), torch.empty(num_items, 8)
         assert top_k(states_BD, table_VD, k, exact=False).shape == (num_rows, k)
+
+
+@pytest.mark.parametrize("kernels", ["ranks", "lists"])
+def test_an_h100_ranks_wide_float32_by_few_columns_at_a_time(
+    kernels: Literal["ranks", "lists"],
+) -> None:
+    pytest.importorskip("triton")
+    from kernels.triton_ranking_launch import _cut
+
+    with simulated_gpu(Gpu(9, 132)):
+        for state_type, precision in ((FP32, "tf32x3"), (BF16, "bf16x3")):
+            states_BD, table_VD = torch.empty(500, 256, dtype=state_type), torch.empty(900, 256)
+            constants = _cut(states_BD, table_VD, kernels).constants
+            assert (constants["PRECISION"], constants["BLOCK_D"]) == (precision, 32)
 
 
 @pytest.mark.usefixtures("triton_backend")
