@@ -106,12 +106,19 @@ class Space:
 
     def smallest(self) -> list[TrialConfig]:
         """The configurations with the least of every number, for every choice of words."""
+        return self._least_of_ranges(but=())
+
+    def structures(self) -> list[TrialConfig]:
+        """The same for every choice of widths and heads, too: these allocate other tensors."""
+        return self._least_of_ranges(but=_NO_RANGE)
+
+    def _least_of_ranges(self, but: tuple[str, ...]) -> list[TrialConfig]:
         least: dict[str, Value] = {}
         words: dict[str, tuple[Value, ...]] = {}
         for name, part in {**self.open, **self.spent}.items():
             if isinstance(part, Range):
                 least[name] = part.low
-            elif isinstance(part.values[0], str):
+            elif isinstance(part.values[0], str) or name in but:
                 words[name] = part.values
             else:
                 least[name] = min(part.values, key=float)

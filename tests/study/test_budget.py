@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,10 +8,11 @@ import pytest
 import torch
 
 from objectives import card
-from objectives.config import ColumnsConfig, DataConfig
+from objectives.config import ColumnsConfig, DataConfig, TrialConfig
 from objectives.data import prepare
 from objectives.errors import UserError
 from objectives.sequential import SequentialObjective
+from objectives.trial import InfeasibleTrial
 from study.budget import check_floor, constraint, format_bytes, resolve_budget, total_memory
 from study.space import build_space
 from study.spec import Share, parse_budget
@@ -87,6 +89,27 @@ def test_the_floor_of_several_losses_is_that_of_the_smallest(tiny_csv: Path) -> 
         check_floor(objective, space, least - 1)
     (loss, *_) = [config.loss.loss for config, peak in needed.items() if peak == least]
     assert f"(loss {loss}" in str(caught.value)
+
+
+def test_every_structure_is_predicted_before_a_study_begins(
+    tiny_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = prepare(DataConfig(data=str(tiny_csv), columns=ColumnsConfig()))
+    seen = []
+
+    def check(_: object, config: TrialConfig, budget: int) -> bool:
+        seen.append((config.model.width, config.model.num_heads, config.loss.loss))
+        if config.model.width == 64:
+            raise InfeasibleTrial(budget + 1, "predicted")
+        return False
+
+    monkeypatch.setattr(SequentialObjective, "check", check)
+    monkeypatch.setattr(SequentialObjective, "probe", lambda *_, **__: 1)
+    asked = {"width": [32, 64], "num_heads": [1, 2], "loss": ["cce", "bce"], "batch_size": [4, 8]}
+    space = build_space(asked, data.num_items, len(data.train))
+    check_floor(SequentialObjective(data, CPU), space, 2**20)
+    assert set(seen) == set(itertools.product((32, 64), (1, 2), ("cce", "bce")))
+    assert len(seen) == 8 + 2  # The smallest again.
 
 
 @pytest.mark.gpu
