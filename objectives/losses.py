@@ -151,7 +151,8 @@ def _binary(config: BCE | BCEPlus | GBCE, key: int, gradient: _Gradient) -> Loss
         weight = 1.0
         if isinstance(config, GBCE):
             weight = calibrated_weight(num_negatives, len(table_VD), config.calibration)
-        loss = sampled_binary_cross_entropy(
+        # Released gBCE divides by K + 1, with which no gradient is ever long enough to be clipped.
+        return sampled_binary_cross_entropy(
             states_ND,
             table_VD,
             targets_N,
@@ -162,7 +163,6 @@ def _binary(config: BCE | BCEPlus | GBCE, key: int, gradient: _Gradient) -> Loss
             reduction="sum",
             table_gradient=gradient,
         )
-        return loss / (num_negatives + 1) if isinstance(config, GBCE) else loss
 
     return binary
 
