@@ -1,0 +1,72 @@
+"""What is left to measure is worked out from the rows that are there."""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import compare_losses
+from benchmarks.compare_losses import Comparison
+
+BUDGET = 1 << 30
+
+
+def row(
+    number: int, stage: str = "tuning", epochs: int | str = 20, **values: Any
+) -> dict[str, Any]:
+    """A training of cce- on ml-1m; its rate says which."""
+    given = {"val_ndcg_at_10": 0.1, "rate": number, "outcome": "ok", **values}
+    settings = json.dumps({"learning_rate": given.pop("rate")})
+    names = {"data": "ml-1m", "loss": "cce-", "stage": stage, "number": number}
+    return {
+        **names,
+        "memory_budget_bytes": BUDGET,
+        "settings": settings,
+        "epochs": epochs,
+        **given,
+    }
+
+
+def missing(rows: list[dict[str, Any]], folder: Path) -> list[tuple[str, int]]:
+    """Stage and number of what a comparison would train next."""
+    path = folder / "rows.csv"
+    if rows:
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    asked = {"output": path, "data": ["ml-1m"], "losses": ["cce-"], "trials": 3, "seeds": 2}
+    comparison = Comparison(argparse.Namespace(memory_budget="1GiB", **asked))
+    return [(job.stage, job.number) for job in comparison.missing()]
+
+
+def test_every_trial_is_trained_once_in_whatever_order_they_end(tmp_path: Path) -> None:
+    assert missing([], tmp_path) == [("tuning", 0), ("tuning", 1), ("tuning", 2)]
+    assert missing([row(1)], tmp_path) == [("tuning", 0), ("tuning", 2)]
+    assert missing([row(2), row(0)], tmp_path) == [("tuning", 1)]
+
+
+def test_a_trial_that_does_not_fit_is_replaced(tmp_path: Path) -> None:
+    rows = [row(0), row(1, outcome="infeasible", epochs=""), row(2)]
+    assert missing(rows, tmp_path) == [("tuning", 3)]
+
+
+def test_the_best_trial_is_trained_with_every_seed(tmp_path: Path) -> None:
+    rows = [row(0), row(1, val_ndcg_at_10=0.3), row(2, val_ndcg_at_10=0.2)]
+    assert missing(rows, tmp_path) == [("final", 0), ("final", 1)]
+    rows.append(row(0, "final", epochs=60, rate=1))
+    assert missing(rows, tmp_path) == [("final", 1)]
+    # Those of a trial that was the best before are not of this one.
+    rows.append(row(1, "final", epochs=60, rate=2))
+    assert missing(rows, tmp_path) == [("final", 1)]
+
+
+def test_trials_with_another_number_of_epochs_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(0), row(1), row(2)]
+    monkeypatch.setattr(compare_losses, "_WHOLE", {("ml-1m", "cce-")})
+    assert missing(rows, tmp_path) == [("tuning", 0), ("tuning", 1), ("tuning", 2)]
