@@ -110,9 +110,7 @@ class MemoryModel:
         """
         config = config.resolved(self.data.num_items)
         sizes = self._sizes(config)
-        is_flash = is_flash_width(config.model.width // config.model.num_heads)
-        if not (_has_few_sizes(config) and is_flash):
-            # What it runs, or the products of sizes in it, depend on the sizes.
+        if not serves_all_sizes(config):
             return self.traced(config, budget)
         names = sizes.named(config, self.gpu)
         few = names["G"] * names["K"] <= min(4 * names["V"], _MOST_CLAIMS)
@@ -183,6 +181,15 @@ class MemoryModel:
             shape,
             (max(1, int(histories * mean)), histories, max(1, seen)),
         )
+
+
+def serves_all_sizes(config: TrialConfig) -> bool:
+    """Whether one trace of a structure serves all its sizes.
+
+    It does not where what is run, or the products of sizes in it, depend on the sizes.
+    """
+    is_flash = is_flash_width(config.model.width // config.model.num_heads)
+    return is_flash and _has_few_sizes(config)
 
 
 def _has_few_sizes(config: TrialConfig) -> bool:

@@ -181,6 +181,11 @@ class SequentialObjective:
         """Whether peaks are predicted here."""
         return self._gate is not None
 
+    def predicted_peak(self, config: TrialConfig, budget: int) -> int:
+        """The peak predicted for a trial, in bytes, corrected by what others have taken."""
+        assert self._gate is not None
+        return self._gate.predict(config, budget)
+
     def check(self, config: TrialConfig, budget: int) -> bool:
         """Whether the configuration is predicted to be near the budget; allocates nothing.
 

@@ -98,9 +98,10 @@ def _dry_run(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     budget = resolve_budget(spec.memory_budget, device)
-    trial = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=build_sampler(spec.seed, 0)
-    ).ask()
+    # What peaks are predicted by is not there yet: front would draw its first trial at random.
+    name = "random" if spec.sampler == "front" else spec.sampler
+    sampler = build_sampler(name, spec.seed, 0, space)
+    trial = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler).ask()
     return {
         "study": spec.study or data.name,
         "device": str(device),
@@ -125,7 +126,7 @@ def _run_study(
     from study.ledger import default_storage
     from study.progress import StudyProgress
     from study.records import read
-    from study.sampling import build_sampler
+    from study.sampling import build_sampler, check_front
     from study.tracking import Tracker, check_server
     from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
@@ -137,12 +138,22 @@ def _run_study(
             f"--spend-budget {spec.spend_budget}: what fits is predicted for a GPU with Triton, "
             f"and this study runs on {device}; leave it out"
         )
+    if spec.sampler == "front":
+        check_front(objective, space)
     folder = spec.output_dir / name
     ledger = _open_study(
         spec, spec.storage or default_storage(spec.output_dir, name), name, objective, space
     )
     before = read(ledger)
-    ledger.study.sampler = build_sampler(spec.seed, len(before.trials))
+    budget = before.budget
+    ledger.study.sampler = build_sampler(
+        spec.sampler,
+        spec.seed,
+        len(before.trials),
+        space,
+        lambda config: objective.predicted_peak(config, budget),
+        budget,
+    )
     cli.say(
         f"study {name}: {spec.n_trials} trials on {device}, "
         + (f"{len(before.finished)} of them done; " if before.finished else "")

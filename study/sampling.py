@@ -1,22 +1,73 @@
-"""Which point next."""
+"""Which configuration next."""
 
 import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import optuna
 
+from objectives.errors import UserError
 
-def build_sampler(seed: int, num_trials: int) -> optuna.samplers.BaseSampler:
-    """Multivariate TPE; of Optuna's samplers the one that learns from infeasible trials.
+if TYPE_CHECKING:
+    from objectives.config import TrialConfig
+    from objectives.sequential import SequentialObjective
+    from study.space import Space
 
-    Settings that the same trials have are modelled together, as those of one loss.
+
+def build_sampler(
+    name: str,
+    seed: int,
+    num_trials: int,
+    space: "Space",
+    peak: "Callable[[TrialConfig], int] | None" = None,
+    budget: int = 0,
+) -> optuna.samplers.BaseSampler:
+    """The sampler of a name.
 
     Args:
+        name: "tpe", "front" or "random".
         seed: The study's seed.
         num_trials: Trials the study has already; a resumed study must not draw its first random
             points again.
+        space: What a trial may vary.
+        peak: Predicted peak of a configuration in bytes; "front" needs it.
+        budget: Bytes that a trial may allocate.
+    """
+    seed = (seed + num_trials * 7919) % 2**32
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "tpe" or peak is None:
+        return tpe(seed)
+    # It imports scikit-learn, in a second.
+    from study.front_sampler import FrontSampler
+
+    return FrontSampler(space, peak, budget, seed)
+
+
+def tpe(seed: int) -> optuna.samplers.TPESampler:
+    """Multivariate TPE; of Optuna's samplers the one that learns from infeasible trials.
+
+    Settings that the same trials have are modelled together, as those of one loss.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
-        return optuna.samplers.TPESampler(
-            multivariate=True, group=True, seed=(seed + num_trials * 7919) % 2**32
-        )
+        return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+
+
+def check_front(objective: "SequentialObjective", space: "Space") -> None:
+    """Refuses the sampler "front" where it cannot know what trials take.
+
+    Raises:
+        UserError: Peaks are not predicted, or not in milliseconds, or trials spend the budget.
+    """
+    from objectives.memory_model import serves_all_sizes
+
+    if space.spent:
+        reason = f"with --spend-budget {next(iter(space.spent))} all trials take about as much"
+    elif not objective.predicts:
+        reason = f"peaks are predicted for a GPU with Triton, and this runs on {objective.device}"
+    elif slow := [config for config in space.structures() if not serves_all_sizes(config)]:
+        reason = f"peaks of {slow[0].loss.loss} here are not predicted in milliseconds"
+    else:
+        return
+    raise UserError(f"--sampler front: {reason}; use --sampler tpe")

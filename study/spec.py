@@ -109,6 +109,12 @@ class StudySpec(DataConfig):
         description="batch_size or negatives: not searched; every trial that has it takes the "
         "most, within its range, that the budget allows beside the other settings (on a GPU)",
     )
+    sampler: Literal["tpe", "front", "random"] = Field(
+        "tpe",
+        description="which configuration next. tpe: by what good trials had; front: what is "
+        "expected to add most to the front, by a model of the quality and predicted peaks (on a "
+        "GPU, not with bce, sce and rece); random",
+    )
     seed: int = Field(
         0, ge=0, lt=2**31, description="seeds the sampler and, with its number, a trial"
     )

@@ -10,7 +10,7 @@ from rich.console import Console
 from objectives.trial import Objective
 from study.ledger import Ledger, connect
 from study.progress import StudyProgress
-from study.sampling import build_sampler
+from study.sampling import tpe
 from study.space import Space, build_space
 from study.worker import Stop, Worker
 
@@ -37,7 +37,7 @@ def tiny_csv(tmp_path: Path) -> Path:
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     ledger = Ledger.create(connect(f"sqlite:///{tmp_path / 'study.db'}"), "s", IDENTITY)
-    ledger.study.sampler = build_sampler(0, 0)
+    ledger.study.sampler = tpe(0)
     return ledger
 
 

@@ -15,8 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 import study.run
+from kernels.gpu import Gpu
+from objectives import memory_gate
 from objectives.config import TrialConfig
 from study import cli
 from study.best import as_toml
@@ -275,6 +278,8 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
             ["--spend-budget", "batch_size", "--space.batch_size", "8"],
             ("has no range", "--space.batch_size"),
         ),
+        (["--sampler", "best"], ("--sampler best", "'tpe', 'front' or 'random'")),
+        (["--sampler", "front"], ("--sampler front", "for a GPU", "use --sampler tpe")),
         (["--device", "cuda:7"], ("--device cuda:7", "--device cpu")),
         (["--output-dir", "tiny.csv/runs"], ("tiny.csv/runs", "name another")),
         (["--storage", "sqlite:////proc/x/study.db"], ("/proc/x",)),
@@ -301,6 +306,52 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         assert word in sentence
     assert "secret" not in sentence
     assert sorted(tiny_csv.parent.iterdir()) == before
+
+
+@pytest.fixture
+def predicted_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks are predicted as on a GPU, though trials run on the CPU."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(memory_gate, "gpu_of", lambda _: Gpu(9, 132))
+    monkeypatch.setattr(memory_gate, "triton_is_default", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Tiny")
+
+
+@pytest.mark.usefixtures("predicted_peaks")
+def test_front_begins_with_trials_from_small_to_large_and_goes_on(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    run = ["--data", "tiny.csv", "--sampler", "front", *SMALL]
+    code, _ = run_here(capsys, *run, "--n-trials", "4")
+    assert code == cli.OK
+    code, _ = run_here(capsys, *run, "--n-trials", "6")
+    assert code == cli.OK
+    trials = read(find("tiny", None, Path("runs"))).trials
+    assert len({tuple(trial.params.values()) for trial in trials}) == 6
+    sizes = [trial.params["batch_size"] * trial.params["negatives"] for trial in trials]
+    assert sizes[0] < sizes[3]
+
+
+@pytest.mark.usefixtures("predicted_peaks")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--space.loss", "cce-", "sce"], "peaks of sce here are not predicted in milliseconds"),
+        (["--spend-budget", "batch_size"], "with --spend-budget batch_size all trials take about"),
+    ],
+)
+def test_front_refuses_what_it_cannot_tell_apart(
+    tiny_csv: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    code, sentence = run_here(capsys, "--data", "tiny.csv", "--sampler", "front", *arguments)
+    assert code == cli.USAGE
+    assert words in sentence
 
 
 def test_a_share_of_the_memory_is_the_same_budget_after_a_reboot(

@@ -1,0 +1,171 @@
+"""How many trials does a search need for the front of a recorded grid?
+
+python -m benchmarks.search --table ../shared/data/recorded-grid.csv [--data SET ...]
+    [--samplers front tpe random] [--seeds 20] [--trials 60] [--processes 2] [--output FILE]
+
+A trial is looked up in a table of finished runs (`objectives.recorded`): negatives, batch size and
+length are categories, full softmax is a loss of its own, and a cell that is not there ran out of
+memory. `trials_to_95` is the number of trials, those that ran out of memory included, until the
+area under the front, of NDCG against the logarithm of memory up to the largest peak, is 95 % of
+the whole grid's; empty if it never is. `regret_30` is what is missing of the whole area after 30
+trials, as a share. `suggestion_ms` is the median time that a sampler took for a trial.
+"""
+
+import argparse
+import math
+import multiprocessing
+import statistics
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from benchmarks._machine import RESULTS, append, machine
+from objectives.config import TrialConfig
+from objectives.loss_config import CCEMinus
+from objectives.recorded import RecordedObjective
+from objectives.trial import DivergedTrial, InfeasibleTrial
+from study.front import pareto_front
+from study.records import RESULT
+from study.sampling import build_sampler
+from study.space import Space, build_space
+
+_SAMPLERS = ("front", "tpe", "random")
+_NUM_ITEMS = 1_000_000
+"""Of a catalogue, which the table does not say: what full softmax counts as negatives for."""
+_ENOUGH, _EARLY = 0.95, 30
+_UNKNOWN = 1 << 60
+
+
+class _Context:
+    seed, checkpoint = 0, None
+
+    def __init__(self, memory_budget: int) -> None:
+        self.memory_budget = memory_budget
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Nothing is kept."""
+
+
+def space_of(objective: RecordedObjective) -> Space:
+    """The grid of a table, full softmax included where it was run."""
+    batch_sizes, negatives, lengths = (
+        sorted({cell[place] for cell in objective.cells}) for place in range(3)
+    )
+    losses = ["cce-", *(["cce"] if math.inf in negatives else [])]
+    asked = {
+        "loss": losses if len(losses) > 1 else losses[0],
+        "negatives": [int(number) for number in negatives if number < math.inf],
+        "batch_size": batch_sizes,
+        "max_length": lengths,
+        "learning_rate": 1e-3,  # As all runs had.
+    }
+    return build_space(asked, _NUM_ITEMS, 1_000_000)
+
+
+def area(points: list[tuple[float, float]], top: float) -> float:
+    """Under the front of quality against log2 of memory, up to `top`."""
+    if not points:
+        return 0.0
+    front = [points[place] for place in pareto_front(points)]
+    ends = [memory for _, memory in front[1:]] + [2.0**top]
+    return sum(
+        quality * (math.log2(end) - math.log2(memory))
+        for (quality, memory), end in zip(front, ends, strict=True)
+    )
+
+
+def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[str, Any]:
+    """One search."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    objective = RecordedObjective(table, data)
+    space = space_of(objective)
+    cells = objective.cells.values()
+    everything = [(quality, float(peak)) for quality, peak, _, epochs in cells if epochs]
+    budget = max(peak for _, peak, *_ in cells)
+    top = math.log2(budget)
+    whole = area(everything, top)
+
+    def peak(config: TrialConfig) -> int:
+        negatives = config.loss.negatives if isinstance(config.loss, CCEMinus) else math.inf
+        cell = objective.cells.get(
+            (config.training.batch_size, negatives, config.model.max_length)
+        )
+        return _UNKNOWN if cell is None else cell[1]
+
+    sampler = build_sampler(name, seed, 0, space, peak, budget)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    points: list[tuple[float, float]] = []
+    shares, times = [], []
+    for _ in range(num_trials):
+        begin = time.perf_counter()
+        trial = study.ask()
+        config = space.suggest(trial)
+        times.append(time.perf_counter() - begin)
+        try:
+            result = objective(config, _Context(budget))
+        except InfeasibleTrial as error:
+            trial.set_constraint("memory", error.peak_bytes / budget)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except DivergedTrial:
+            trial.set_user_attr(RESULT, {"outcome": "diverged"})
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            points.append((result.quality, float(result.peak_memory)))
+            study.tell(trial, points[-1])
+        shares.append(area(points, top) / whole)
+    reached = [number for number, share in enumerate(shares, 1) if share >= _ENOUGH]
+    return {
+        "data": data,
+        "sampler": name,
+        "seed": seed,
+        "trials": num_trials,
+        "trials_to_95": reached[0] if reached else "",
+        "regret_30": round(1 - shares[min(_EARLY, num_trials) - 1], 5),
+        "regret_end": round(1 - shares[-1], 5),
+        "out_of_memory": num_trials - len(points),
+        "suggestion_ms": round(1e3 * statistics.median(times), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=Path, required=True, help="CSV of finished runs")
+    parser.add_argument(
+        "--data", nargs="+", default=["30music", "gowalla", "megamarket", "movielens_20m"]
+    )
+    parser.add_argument("--samplers", nargs="+", choices=_SAMPLERS, default=list(_SAMPLERS))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=RESULTS / "search.csv")
+    arguments = parser.parse_args()
+    about = machine()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.processes, spawn) as pool:
+        for data in arguments.data:
+            for name in arguments.samplers:
+                jobs = [
+                    pool.submit(run, arguments.table, data, name, seed, arguments.trials)
+                    for seed in range(arguments.seeds)
+                ]
+                rows = [job.result() for job in jobs]
+                append(arguments.output, [{**about, **row} for row in rows])
+                needed = [row["trials_to_95"] or math.inf for row in rows]
+                print(
+                    f"{data:14} {name:7} trials to 95 %: median {np.median(needed):5}, "
+                    f"quartiles {np.quantile(needed, [0.25, 0.75], method='nearest')}; regret at "
+                    f"{_EARLY} {np.mean([row['regret_30'] for row in rows]):.4f}; "
+                    f"{np.median([row['suggestion_ms'] for row in rows]):.0f} ms a suggestion",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

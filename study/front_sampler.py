@@ -1,0 +1,356 @@
+"""Which configuration next, where its peak memory is known before it runs.
+
+Only the quality has to be learned: a Gaussian process says what is expected of a configuration and
+how surely. The next one is that which is expected to add most to the area under the front of
+quality against the logarithm of memory, among many that fit the budget.
+
+Shapes: T trials, C candidates, F features.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState
+from scipy.optimize import minimize
+from scipy.special import ndtr
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+
+from objectives.config import TrialConfig
+from study.records import RESULT
+from study.space import Choices, Range, Space, Value
+
+Array = npt.NDArray[np.float64]
+
+_FIRST = 4
+"""Trials that are spread over the memory that there is, before a model proposes."""
+_FIRST_CANDIDATES, _NEW_CANDIDATES, _MOST_CANDIDATES = 256, 64, 2048
+_DRAWS_PER_CANDIDATE = 4
+"""So many configurations are drawn, at most, for one that fits."""
+_BEYOND = 1.3
+"""Where the full softmax lies on the scale of negatives, whose ends are 0 and 1."""
+_REFIT = 1.15
+"""The kernel is fitted anew to so many times the trials, and to each trial while they are few."""
+_FEW = 40
+
+
+class _Candidate(NamedTuple):
+    params: dict[str, Value]
+    features: tuple[float, ...]
+    memory: float
+    """Logarithm of the predicted peak, to base 2."""
+
+
+class FrontSampler(optuna.samplers.BaseSampler):
+    """Proposes what is expected to add most to the front of a study.
+
+    Settings that it does not know are drawn at random.
+    """
+
+    def __init__(
+        self, space: Space, peak: Callable[[TrialConfig], int], budget: int, seed: int
+    ) -> None:
+        """Prepares.
+
+        Args:
+            space: What a trial may vary.
+            peak: Predicted peak of a configuration in bytes, in milliseconds.
+            budget: Bytes; nothing above is proposed.
+            seed: Of all that is drawn.
+        """
+        self._space = space
+        self._peak = peak
+        self._top = math.log2(budget)
+        self._random = optuna.samplers.RandomSampler(seed=seed)
+        self._generator = np.random.default_rng(seed)
+        self._distributions = {name: _distribution(part) for name, part in space.open.items()}
+        losses = getattr(space.open.get("loss"), "values", ())
+        self._has_limit = "negatives" in space.open and {"cce", "cce-"} <= set(losses)
+        self._candidates: dict[tuple[tuple[str, Value], ...], _Candidate] = {}
+        self._grid = _grid(space)
+        self._kernel: Any = None
+        self._fitted_to = 0
+
+    def reseed_rng(self) -> None:
+        """Another random state, as Optuna asks of a sampler in a thread."""
+        self._random.reseed_rng()
+        self._generator = np.random.default_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All settings of the space, whichever of them the trial's loss will have."""
+        return self._distributions
+
+    def sample_relative(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        search_space: Mapping[str, BaseDistribution],
+    ) -> dict[str, Any]:
+        """The settings of the proposed configuration; nothing where none is found that fits."""
+        if not search_space:
+            return {}
+        known = [
+            other
+            for other in study.get_trials(deepcopy=False)
+            if other.number != trial.number and self._distributions.keys() >= other.params.keys()
+        ]
+        tried = {_key(t.params) for t in known}
+        self._draw_candidates()
+        candidates = [c for key, c in self._candidates.items() if key not in tried]
+        if not candidates:
+            return {}
+        learned = [t for t in known if t.state == TrialState.COMPLETE and len(t.values) == 2]
+        diverged = [t for t in known if t.user_attrs.get(RESULT, {}).get("outcome") == "diverged"]
+        running = [t for t in known if t.state == TrialState.RUNNING and t.params]
+        begun = len(learned) + len(diverged) + len(running)
+        if begun < _FIRST or len(learned) < 2:
+            return self._first(begun, candidates).params
+        return self._best(candidates, learned, diverged, running).params
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """A setting that it does not know."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def _draw_candidates(self) -> None:
+        """All that fit, of a small grid; else more and more of them."""
+        if self._grid is not None:
+            for chosen in self._grid:
+                self._add(_Given(chosen))
+            self._grid = ()
+            return
+        wanted = min(
+            _MOST_CANDIDATES, max(_FIRST_CANDIDATES, len(self._candidates) + _NEW_CANDIDATES)
+        )
+        for _ in range(_DRAWS_PER_CANDIDATE * (wanted - len(self._candidates))):
+            if len(self._candidates) >= wanted:
+                return
+            self._add(_Draw(self._generator))
+
+    def _add(self, draw: "_Draw | _Given") -> None:
+        config = self._space.suggest(draw)  # type: ignore[arg-type]
+        key = _key(draw.params)
+        if key not in self._candidates:
+            memory = math.log2(max(1, self._peak(config)))
+            if memory <= self._top:
+                features = self._features(draw.params)
+                self._candidates[key] = _Candidate(draw.params, features, memory)
+
+    def _features(self, params: Mapping[str, Value]) -> tuple[float, ...]:
+        """Numbers between 0 and 1, a word one for each that it may be.
+
+        The full softmax is no other loss than CCE-, but its limit: with more negatives than any.
+        """
+        params = dict(params)
+        if params.get("loss") == "cce" and self._has_limit:
+            params["loss"] = "cce-"
+            params.setdefault("negatives", self._space.num_items)
+        found: list[float] = []
+        for name, part in self._space.open.items():
+            value = params.get(name)
+            if isinstance(part, Choices) and isinstance(part.values[0], str):
+                words = [word for word in part.values if not (word == "cce" and self._has_limit)]
+                found += [float(value == word) for word in words if len(words) > 1]
+            else:
+                found.append(0.5 if value is None else min(_BEYOND, _scaled(part, float(value))))
+        return tuple(found)
+
+    def _first(self, place: int, candidates: list[_Candidate]) -> _Candidate:
+        """One of the next part of the memory that candidates take."""
+        ordered = sorted(candidates, key=lambda candidate: candidate.memory)
+        share = (place % _FIRST + self._generator.random()) / _FIRST
+        return ordered[int(share * len(ordered))]
+
+    def _best(
+        self,
+        candidates: list[_Candidate],
+        learned: Sequence[FrozenTrial],
+        diverged: Sequence[FrozenTrial],
+        running: Sequence[FrozenTrial],
+    ) -> _Candidate:
+        trials = [*learned, *diverged]
+        features_TF = np.array([self._features(trial.params) for trial in trials])
+        quality_T = np.array([trial.values[0] for trial in learned])
+        # What diverged is as bad as the worst, and adds nothing to the front.
+        quality_T = np.concatenate([quality_T, np.full(len(diverged), quality_T.min())])
+        memory_T = np.log2([max(1.0, trial.values[1]) for trial in learned])
+        memory_T = np.concatenate([memory_T, np.full(len(diverged), self._top)])
+        model = self._model(features_TF, quality_T)
+        if running:
+            # As if these had ended as expected, so that their like is not asked for again.
+            features_RF = np.array([self._features(trial.params) for trial in running])
+            mean_R, _ = model(features_RF)
+            quality_T = np.concatenate([quality_T, mean_R])
+            known = [self._candidates.get(_key(trial.params)) for trial in running]
+            memory_R = [self._top if each is None else each.memory for each in known]
+            memory_T = np.concatenate([memory_T, memory_R])
+            model = self._model(np.concatenate([features_TF, features_RF]), quality_T)
+        mean_C, deviation_C = model(np.array([candidate.features for candidate in candidates]))
+        memory_C = np.array([candidate.memory for candidate in candidates])
+        front = list(zip(quality_T, memory_T, strict=True))
+        gain_C = expected_gain(mean_C, deviation_C, memory_C, front, self._top)
+        return candidates[int(gain_C.argmax())]
+
+    def _model(
+        self, features_TF: Array, quality_T: Array
+    ) -> Callable[[Array], tuple[Array, Array]]:
+        """Mean and standard deviation of the quality, as a function of features."""
+        count, centre = len(quality_T), quality_T.mean()
+        spread = quality_T.std() or 1.0
+        fits = self._kernel is None or count <= _FEW or count >= _REFIT * self._fitted_to
+        fresh = self._kernel is None or count <= _FEW
+        kernel = _kernel(features_TF.shape[1]) if fresh else self._kernel
+        process = GaussianProcessRegressor(kernel, optimizer=_optimize if fits else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # A length that ends at its bound.
+            process.fit(features_TF, (quality_T - centre) / spread)
+        if fits:
+            self._kernel, self._fitted_to = process.kernel_, count
+
+        def predict(features_CF: Array) -> tuple[Array, Array]:
+            mean_C, deviation_C = process.predict(features_CF, return_std=True)
+            return mean_C * spread + centre, np.maximum(deviation_C * spread, 1e-12)
+
+        return predict
+
+
+def expected_gain(
+    mean_C: Array,
+    deviation_C: Array,
+    memory_C: Array,
+    points: Sequence[tuple[float, float]],
+    top: float,
+) -> Array:
+    """What normal qualities are expected to add to the area under a front, exactly.
+
+    A candidate adds where the front, at its memory and above, is below its quality: over each step
+    of the front the expected improvement on the step, times the part of its width that is left.
+
+    Args:
+        mean_C: Expected qualities.
+        deviation_C: Their standard deviations.
+        memory_C: Known memory.
+        points: Quality and memory of what has run.
+        top: Memory at which the area ends.
+    """
+    starts, heights, best = [-math.inf], [0.0], 0.0
+    for quality, memory in sorted(points, key=lambda point: (point[1], -point[0])):
+        if quality > best and memory < top:
+            starts.append(memory)
+            heights.append(quality)
+            best = quality
+    gain_C = np.zeros_like(mean_C)
+    for start, end, height in zip(starts, [*starts[1:], top], heights, strict=True):
+        width_C = np.maximum(end - np.maximum(start, memory_C), 0.0)
+        z_C = (mean_C - height) / deviation_C
+        density_C = np.exp(-0.5 * np.square(z_C)) / math.sqrt(2 * math.pi)
+        gain_C += width_C * deviation_C * (density_C + z_C * ndtr(z_C))
+    return gain_C
+
+
+class _Draw:
+    """Stands for a trial, and draws what it is asked for."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self.params: dict[str, Value] = {}
+        self._generator = generator
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
+        """An integer."""
+        ends = (math.log(low - 0.5), math.log(high + 0.5)) if log else (low - 0.5, high + 0.5)
+        drawn = self._generator.uniform(*ends)
+        value = min(high, max(low, round(math.exp(drawn) if log else drawn)))
+        self.params[name] = value
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+        """A number."""
+        ends = (math.log(low), math.log(high)) if log else (low, high)
+        drawn = self._generator.uniform(*ends)
+        value = min(high, max(low, math.exp(drawn) if log else drawn))
+        self.params[name] = value
+        return value
+
+    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value:
+        """One of some values."""
+        value = choices[int(self._generator.integers(len(choices)))]
+        self.params[name] = value
+        return value
+
+
+class _Given:
+    """Stands for a trial, and says what it is given."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self.params: dict[str, Value] = {}
+        self._values = values
+
+    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value:
+        """The value of that name."""
+        self.params[name] = self._values[name]
+        return self.params[name]
+
+
+def _grid(space: Space) -> Sequence[Mapping[str, Value]] | None:
+    """All combinations of a space of few choices."""
+    parts = [part for part in space.open.values() if isinstance(part, Choices)]
+    sizes = (len(part.values) for part in parts)
+    if len(parts) < len(space.open) or math.prod(sizes) > _MOST_CANDIDATES:
+        return None
+    combinations = itertools.product(*(part.values for part in parts))
+    return [dict(zip(space.open, values, strict=True)) for values in combinations]
+
+
+def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    return tuple(sorted(params.items()))
+
+
+def _scaled(part: Range | Choices, value: float) -> float:
+    numbers = [part.low, part.high] if isinstance(part, Range) else [*map(float, part.values)]
+    low, high = min(numbers), max(numbers)
+    if low > 0:
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    return (value - low) / max(high - low, 1e-9)
+
+
+def _distribution(part: Range | Choices) -> BaseDistribution:
+    if isinstance(part, Choices):
+        return CategoricalDistribution(part.values)
+    log = part.low > 0
+    if isinstance(part.low, int) and isinstance(part.high, int):
+        return IntDistribution(part.low, part.high, log=log)
+    return FloatDistribution(part.low, part.high, log=log)
+
+
+def _kernel(num_features: int) -> Any:
+    """A curved surface of low order, what is left of it, and noise."""
+    surface = ConstantKernel(1.0, (1e-3, 100.0)) * DotProduct(1.0, (1e-2, 10.0)) ** 2
+    rest = ConstantKernel(0.3, (1e-3, 100.0)) * RBF([1.0] * num_features, (0.1, 10.0))
+    return surface + rest + WhiteKernel(0.01, (1e-4, 0.3))
+
+
+def _optimize(objective: Callable[..., Any], initial: Array, bounds: Array) -> tuple[Array, float]:
+    """From where the last fit ended, in few steps."""
+    found = minimize(
+        objective, initial, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 50}
+    )
+    return found.x, found.fun

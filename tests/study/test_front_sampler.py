@@ -1,0 +1,184 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
+from optuna.trial import TrialState
+
+from objectives.config import TrialConfig
+from objectives.loss_config import CCEMinus
+from study.front_sampler import FrontSampler, expected_gain
+from study.records import RESULT
+from study.space import Space, build_space
+
+NUM_ITEMS = 10_000
+BUDGET = 1 << 30
+ASKED: dict[str, Any] = {
+    "loss": "cce-",
+    "negatives": [16, 4096],
+    "batch_size": [16, 1024],
+    "learning_rate": [1e-4, 1e-2],
+}
+
+
+def negatives_of(config: TrialConfig) -> int:
+    return config.loss.negatives if isinstance(config.loss, CCEMinus) else NUM_ITEMS
+
+
+def peak(config: TrialConfig) -> int:
+    return 2**20 + 2**9 * config.training.batch_size * negatives_of(config)
+
+
+def quality(config: TrialConfig) -> float:
+    """Higher with more of both, and best at a rate of 1e-3."""
+    size = math.log2(config.training.batch_size) + 0.5 * math.log2(negatives_of(config))
+    return 0.01 * size - 0.05 * math.log10(config.training.learning_rate / 1e-3) ** 2
+
+
+def search(
+    space: Space, number: int, seed: int = 0, sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    """A study of so many trials, those over the budget included."""
+    sampler = sampler or FrontSampler(space, peak, BUDGET, seed)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    for _ in range(number):
+        trial = study.ask()
+        config = space.suggest(trial)
+        if peak(config) > BUDGET:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, (quality(config), peak(config)))
+    return study
+
+
+def area(study: optuna.Study) -> float:
+    points = sorted((t.values[1], t.values[0]) for t in study.trials if t.values)
+    total, best = 0.0, 0.0
+    for memory, value in points:
+        if value > best:
+            total += (value - best) * (math.log2(BUDGET) - math.log2(memory))
+            best = value
+    return total
+
+
+@pytest.fixture
+def space() -> Space:
+    return build_space(ASKED, NUM_ITEMS, 50_000)
+
+
+def test_the_gain_is_the_mean_of_what_drawn_qualities_add() -> None:
+    points = [(0.10, 3.0), (0.05, 4.0), (0.20, 6.0), (0.15, 2.0), (0.30, 9.5)]
+    top = 9.0
+    mean_C = np.array([0.05, 0.2, 0.35, 0.16, 0.4])
+    deviation_C = np.array([0.05, 0.1, 0.01, 0.2, 0.05])
+    memory_C = np.array([1.0, 4.0, 7.0, 2.5, 9.2])
+
+    def area_of(found: list[tuple[float, float]]) -> float:
+        edges = np.linspace(0, top, 9001)
+        middles = (edges[1:] + edges[:-1]) / 2
+        best = [max([0.0, *(q for q, m in found if m <= place)]) for place in middles[::10]]
+        return float(np.mean(best) * top)
+
+    gain_C = expected_gain(mean_C, deviation_C, memory_C, points, top)
+    generator, before = np.random.default_rng(0), area_of(points)
+    for place in range(len(mean_C)):
+        drawn = generator.normal(mean_C[place], deviation_C[place], 300)
+        added = [area_of([*points, (max(0.0, q), memory_C[place])]) - before for q in drawn]
+        error = 4 * float(np.std(added)) / math.sqrt(len(added)) + 0.003
+        assert gain_C[place] == pytest.approx(np.mean(added), abs=error)
+
+
+def test_nothing_is_gained_above_the_top_or_by_what_is_surely_dominated() -> None:
+    gain_C = expected_gain(
+        np.array([0.5, 0.1]), np.array([0.1, 1e-9]), np.array([8.0, 5.0]), [(0.2, 4.0)], 8.0
+    )
+    assert gain_C == pytest.approx([0.0, 0.0])
+
+
+def test_all_that_is_proposed_fits(space: Space) -> None:
+    assert all(trial.values for trial in search(space, 25).trials)
+
+
+def test_the_first_trials_are_spread_over_the_memory(space: Space) -> None:
+    memories = [math.log2(trial.values[1]) for trial in search(space, 4).trials]
+    assert memories == sorted(memories)
+    assert memories[-1] - memories[0] > 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_finds_more_than_random_search_with_three_times_the_trials(
+    seed: int, space: Space
+) -> None:
+    drawn = search(space, 60, sampler=optuna.samplers.RandomSampler(seed=seed))
+    assert area(search(space, 20, seed)) > area(drawn)
+
+
+def test_the_same_seed_proposes_the_same(space: Space) -> None:
+    runs = [[t.params for t in search(space, 8, seed).trials] for seed in (3, 3, 4)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_grid_is_tried_without_repetition_and_then_at_random() -> None:
+    asked = {"loss": "cce-", "negatives": [16, 32, 64], "batch_size": [8, 16, 32]}
+    grid = build_space({**asked, "learning_rate": 1e-3}, NUM_ITEMS, 50_000)
+    study = search(grid, 11)
+    tried = [tuple(trial.params.values()) for trial in study.trials]
+    assert len(set(tried[:9])) == 9
+    assert len(tried) == 11
+
+
+def test_a_trial_of_a_loss_has_its_settings_alone() -> None:
+    asked = {**ASKED, "loss": ["cce", "cce-"], "batch_size": [16, 64]}
+    study = search(build_space(asked, NUM_ITEMS, 50_000), 16)
+    losses = {trial.params["loss"] for trial in study.trials}
+    assert losses == {"cce", "cce-"}
+    for trial in study.trials:
+        assert ("negatives" in trial.params) == (trial.params["loss"] == "cce-")
+
+
+def test_running_trials_are_not_proposed_again(space: Space) -> None:
+    study = search(space, 8)
+    asked = []
+    for _ in range(6):
+        trial = study.ask()
+        space.suggest(trial)
+        asked.append(tuple(trial.params.values()))
+    assert len(set(asked)) == 6
+
+
+def test_what_diverged_is_avoided(space: Space) -> None:
+    """Every rate above 2e-3 diverges."""
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=FrontSampler(space, peak, BUDGET, 0)
+    )
+    diverged = []
+    for _ in range(24):
+        trial = study.ask()
+        config = space.suggest(trial)
+        diverged.append(config.training.learning_rate > 2e-3)
+        if diverged[-1]:
+            trial.set_user_attr(RESULT, {"outcome": "diverged"})
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, (quality(config), peak(config)))
+    assert any(diverged)
+    assert sum(diverged[12:]) < 4
+
+
+def test_where_nothing_fits_a_trial_is_drawn_at_random(space: Space) -> None:
+    sampler = FrontSampler(space, lambda _: 2 * BUDGET, BUDGET, 0)
+    assert all(len(trial.params) == 3 for trial in search(space, 2, sampler=sampler).trials)
+
+
+class TestContract(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    """Optuna's own tests; of spaces that the sampler does not know it draws at random."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], optuna.samplers.BaseSampler]:
+        def build() -> optuna.samplers.BaseSampler:
+            return FrontSampler(build_space(ASKED, NUM_ITEMS, 50_000), peak, BUDGET, 0)
+
+        return build
