@@ -16,13 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.trial import FrozenTrial, TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.optimize import minimize
 from scipy.special import ndtr
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -75,7 +70,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._top = math.log2(budget)
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._generator = np.random.default_rng(seed)
-        self._distributions = {name: _distribution(part) for name, part in space.open.items()}
+        self._distributions = {name: part.distribution() for name, part in space.open.items()}
         losses = getattr(space.open.get("loss"), "values", ())
         self._has_limit = "negatives" in space.open and {"cce", "cce-"} <= set(losses)
         self._candidates: dict[tuple[tuple[str, Value], ...], _Candidate] = {}
@@ -109,7 +104,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
             if other.number != trial.number and self._distributions.keys() >= other.params.keys()
         ]
         tried = {_key(t.params) for t in known}
-        self._draw_candidates()
+        self._draw_candidates(study, trial)
         candidates = [c for key, c in self._candidates.items() if key not in tried]
         if not candidates:
             return {}
@@ -131,11 +126,11 @@ class FrontSampler(optuna.samplers.BaseSampler):
         """A setting that it does not know."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
-    def _draw_candidates(self) -> None:
+    def _draw_candidates(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """All that fit, of a small grid; else more and more of them."""
         if self._grid is not None:
             for chosen in self._grid:
-                self._add(_Given(chosen))
+                self._add(chosen)
             self._grid = ()
             return
         wanted = min(
@@ -144,16 +139,22 @@ class FrontSampler(optuna.samplers.BaseSampler):
         for _ in range(_DRAWS_PER_CANDIDATE * (wanted - len(self._candidates))):
             if len(self._candidates) >= wanted:
                 return
-            self._add(_Draw(self._generator))
+            drawn = {
+                name: self._random.sample_independent(study, trial, name, distribution)
+                for name, distribution in self._distributions.items()
+            }
+            self._add(drawn)
 
-    def _add(self, draw: "_Draw | _Given") -> None:
-        config = self._space.suggest(draw)  # type: ignore[arg-type]
-        key = _key(draw.params)
+    def _add(self, values: Mapping[str, Value]) -> None:
+        """A candidate with those of the values that its loss has, if it is new and fits."""
+        given = FixedTrial(dict(values))
+        config = self._space.suggest(given)
+        key = _key(given.params)
         if key not in self._candidates:
             memory = math.log2(max(1, self._peak(config)))
             if memory <= self._top:
-                features = self._features(draw.params)
-                self._candidates[key] = _Candidate(draw.params, features, memory)
+                features = self._features(given.params)
+                self._candidates[key] = _Candidate(given.params, features, memory)
 
     def _features(self, params: Mapping[str, Value]) -> tuple[float, ...]:
         """Numbers between 0 and 1, a word one for each that it may be.
@@ -267,49 +268,6 @@ def expected_gain(
     return gain_C
 
 
-class _Draw:
-    """Stands for a trial, and draws what it is asked for."""
-
-    def __init__(self, generator: np.random.Generator) -> None:
-        self.params: dict[str, Value] = {}
-        self._generator = generator
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> int:
-        """An integer."""
-        ends = (math.log(low - 0.5), math.log(high + 0.5)) if log else (low - 0.5, high + 0.5)
-        drawn = self._generator.uniform(*ends)
-        value = min(high, max(low, round(math.exp(drawn) if log else drawn)))
-        self.params[name] = value
-        return value
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
-        """A number."""
-        ends = (math.log(low), math.log(high)) if log else (low, high)
-        drawn = self._generator.uniform(*ends)
-        value = min(high, max(low, math.exp(drawn) if log else drawn))
-        self.params[name] = value
-        return value
-
-    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value:
-        """One of some values."""
-        value = choices[int(self._generator.integers(len(choices)))]
-        self.params[name] = value
-        return value
-
-
-class _Given:
-    """Stands for a trial, and says what it is given."""
-
-    def __init__(self, values: Mapping[str, Value]) -> None:
-        self.params: dict[str, Value] = {}
-        self._values = values
-
-    def suggest_categorical(self, name: str, choices: Sequence[Value]) -> Value:
-        """The value of that name."""
-        self.params[name] = self._values[name]
-        return self.params[name]
-
-
 def _grid(space: Space) -> Sequence[Mapping[str, Value]] | None:
     """All combinations of a space of few choices."""
     parts = [part for part in space.open.values() if isinstance(part, Choices)]
@@ -330,15 +288,6 @@ def _scaled(part: Range | Choices, value: float) -> float:
     if low > 0:
         low, high, value = math.log(low), math.log(high), math.log(value)
     return (value - low) / max(high - low, 1e-9)
-
-
-def _distribution(part: Range | Choices) -> BaseDistribution:
-    if isinstance(part, Choices):
-        return CategoricalDistribution(part.values)
-    log = part.low > 0
-    if isinstance(part.low, int) and isinstance(part.high, int):
-        return IntDistribution(part.low, part.high, log=log)
-    return FloatDistribution(part.low, part.high, log=log)
 
 
 def _kernel(num_features: int) -> Any:

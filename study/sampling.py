@@ -30,14 +30,15 @@ def build_sampler(
         num_trials: Trials the study has already; a resumed study must not draw its first random
             points again.
         space: What a trial may vary.
-        peak: Predicted peak of a configuration in bytes; "front" needs it.
+        peak: Predicted peak of a configuration in bytes, for "front".
         budget: Bytes that a trial may allocate.
     """
     seed = (seed + num_trials * 7919) % 2**32
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    if name == "tpe" or peak is None:
+    if name == "tpe":
         return tpe(seed)
+    assert peak is not None
     # It imports scikit-learn, in a second.
     from study.front_sampler import FrontSampler
 

@@ -29,12 +29,16 @@ class Range:
     low: int | float
     high: int | float
 
-    def suggest(self, trial: "optuna.Trial", name: str) -> Value:
+    def suggest(self, trial: "optuna.trial.BaseTrial", name: str) -> Value:
         """One value for the trial."""
         log = self.low > 0
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(name, self.low, self.high, log=log)
         return trial.suggest_float(name, self.low, self.high, log=log)
+
+    def distribution(self) -> "optuna.distributions.BaseDistribution":
+        """What `suggest` draws from."""
+        return _distribution_of(self)
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,25 @@ class Choices:
 
     values: tuple[Value, ...]
 
-    def suggest(self, trial: "optuna.Trial", name: str) -> Value:
+    def suggest(self, trial: "optuna.trial.BaseTrial", name: str) -> Value:
         """One value for the trial."""
         value = trial.suggest_categorical(name, list(self.values))
         assert value is not None
         return value
+
+    def distribution(self) -> "optuna.distributions.BaseDistribution":
+        """What `suggest` draws from."""
+        return _distribution_of(self)
+
+
+def _distribution_of(part: Range | Choices) -> "optuna.distributions.BaseDistribution":
+    """As Optuna has it of a trial for which the part has suggested a value."""
+    import optuna
+
+    first = part.low if isinstance(part, Range) else part.values[0]
+    trial = optuna.trial.FixedTrial({"it": first})
+    part.suggest(trial, "it")
+    return trial.distributions["it"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class Space:
     num_items: int
     spent: dict[str, Range] = field(default_factory=dict)
 
-    def suggest(self, trial: "optuna.Trial") -> TrialConfig:
+    def suggest(self, trial: "optuna.trial.BaseTrial") -> TrialConfig:
         """The configuration of a trial, in which nothing is `auto` and nothing is spent."""
         suggested: dict[str, Value] = {}
         for name, part in self.open.items():
