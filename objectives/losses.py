@@ -151,7 +151,7 @@ def _binary(config: BCE | BCEPlus | GBCE, key: int, gradient: _Gradient) -> Loss
         weight = 1.0
         if isinstance(config, GBCE):
             weight = calibrated_weight(num_negatives, len(table_VD), config.calibration)
-        # Released gBCE divides by K + 1, with which no gradient is ever long enough to be clipped.
+        # Released gBCE divides by K + 1; gradients so short are not clipped (docs/log.md).
         return sampled_binary_cross_entropy(
             states_ND,
             table_VD,
