@@ -19,22 +19,27 @@ import argparse
 import csv
 import json
 import math
-import multiprocessing
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-import torch
 
 from benchmarks._machine import RESULTS, append, machine
-from objectives.config import DataConfig, TrialConfig
+from benchmarks._trainings import (
+    FILES,
+    Context,
+    config_of,
+    data_config,
+    device,
+    objective_of,
+    train_all,
+)
+from objectives.config import TrialConfig
 from objectives.data import prepare
 from objectives.sequential import SequentialObjective
 from objectives.trial import DivergedTrial, InfeasibleTrial
@@ -42,17 +47,8 @@ from study.budget import format_bytes, resolve_budget
 from study.environment import choose_device
 from study.front import pareto_front
 from study.space import Space, build_space, limits
-from study.spec import load_spec, parse_budget
+from study.spec import parse_budget
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
-_FILES = {
-    "ml-1m": "ml-1m.parquet",
-    "beauty": "amazon-beauty-bert4rec.parquet",
-    "globo-news": "globo-news.parquet",
-    "ciao": "ciao.parquet",
-}
-_CONFIG_OF = {"ciao": "beauty"}
-"""Data without a configuration of its own: whose it takes."""
 _WHOLE = {("ml-1m", "gbce"), ("beauty", "bce+"), ("beauty", "gbce")}
 """What is tuned with every epoch: after a third of them all trials still rank by popularity."""
 _SPACE: dict[str, dict[str, Any]] = {
@@ -85,42 +81,14 @@ class Job(NamedTuple):
         return self.data, self.loss, self.stage, str(self.number)
 
 
-class _Context:
-    checkpoint = None
-
-    def __init__(self, seed: int, memory_budget: int) -> None:
-        self.seed = seed
-        self.memory_budget = memory_budget
-        self.epoch_seconds: list[float] = []
-
-    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Notes how long the epoch took."""
-        self.epoch_seconds.append(metrics["train/epoch_seconds"])
-
-
-def _config_of(data: str) -> Any:
-    return load_spec({}, _CONFIGS / f"{_CONFIG_OF.get(data, data)}.toml")
-
-
-def data_config(data: str, folder: Path) -> DataConfig:
-    """The interactions, split as in the configuration that the data set has."""
-    config: DataConfig = _config_of(data).data_config
-    return config.model_copy(update={"data": str(folder / _FILES[data])})
-
-
-@cache
-def _objective(config: DataConfig, device: torch.device) -> SequentialObjective:
-    return SequentialObjective(prepare(config), device)
-
-
 def _tuning_epochs(data: str, loss: str) -> int:
-    epochs: int = _config_of(data).space["max_epochs"]
+    epochs: int = config_of(data).space["max_epochs"]
     return epochs if (data, loss) in _WHOLE else max(1, epochs // _TUNING_SHARE)
 
 
 def space_of(data: str, loss: str, objective: SequentialObjective) -> Space:
     """What tuning chooses from."""
-    fixed = dict(_config_of(data).space)
+    fixed = dict(config_of(data).space)
     for name in _OF_A_LOSS:
         fixed.pop(name, None)
     epochs = _tuning_epochs(data, loss)
@@ -140,15 +108,15 @@ def _trial(space: Space, data: str, loss: str, number: int) -> TrialConfig:
     return space.suggest(study.ask())
 
 
-def _train(job: Job, folder: Path, budget: int, device: torch.device) -> dict[str, Any]:
+def _train(job: Job, folder: Path, budget: int) -> dict[str, Any]:
     """A row, in one of the processes."""
-    objective = _objective(data_config(job.data, folder), device)
+    objective = objective_of(data_config(job.data, folder), device())
     space = space_of(job.data, job.loss, objective)
     if job.stage == "tuning":
         config, seed = _trial(space, job.data, job.loss, job.number), 0
     else:
         config, seed = TrialConfig.from_flat(dict(job.settings)), job.number
-    context = _Context(seed, budget)
+    context = Context(seed, budget)
     chosen = {name: value for name, value in config.flat().items() if name in space.open}
     row = {"settings": json.dumps(chosen), **dict.fromkeys(_columns(), "")}
     try:
@@ -166,7 +134,9 @@ def _train(job: Job, folder: Path, budget: int, device: torch.device) -> dict[st
         **shown,
         "peak_bytes": result.peak_memory,
         "epochs": result.epochs,
-        "epoch_seconds": round(statistics.median(context.epoch_seconds), 4),
+        "epoch_seconds": round(
+            statistics.median(each["train/epoch_seconds"] for each in context.reports), 4
+        ),
         "seconds": round(result.seconds, 2),
         "outcome": "ok",
     }
@@ -175,25 +145,6 @@ def _train(job: Job, folder: Path, budget: int, device: torch.device) -> dict[st
 def _columns() -> list[str]:
     metrics = [f"{split}_{name}" for split in ("val", "test") for name in _METRICS]
     return [*metrics, "peak_bytes", "epochs", "epoch_seconds", "seconds", "outcome"]
-
-
-_device: torch.device
-
-
-def _begin(places: Any, processes: int) -> None:
-    """Gives a process its card, and its share of the host."""
-    global _device
-    _device = choose_device("auto")
-    if _device.type == "cuda":
-        _device = torch.device("cuda", places.get())
-        torch.cuda.set_device(_device)
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-
-
-def _run(job: Job, folder: Path, budget: int) -> dict[str, Any]:
-    return _train(job, folder, budget, _device)
 
 
 class Comparison:
@@ -251,7 +202,7 @@ class Comparison:
         best = self._best(data, loss)
         if best is None:
             return []
-        base = {**_config_of(data).space, "loss": loss, **_fixed(loss)}
+        base = {**config_of(data).space, "loss": loss, **_fixed(loss)}
         settings = tuple({**base, **json.loads(best["settings"])}.items())
         seeds = set(range(self.arguments.seeds))
         seeds -= {int(row["number"]) for row in self.finals(data, loss)}
@@ -278,33 +229,19 @@ def run(comparison: Comparison) -> None:
     deadline = time.monotonic() + arguments.time_limit
     for data in arguments.data:
         prepare(data_config(data, arguments.folder))  # Once, before the processes ask for it.
-    spawn = multiprocessing.get_context("spawn")
-    places = spawn.Queue()
-    for number in range(arguments.processes):
-        places.put(number % arguments.gpus)
-    with ProcessPoolExecutor(
-        arguments.processes, spawn, initializer=_begin, initargs=(places, arguments.processes)
-    ) as pool:
-        running: dict[Future[dict[str, Any]], Job] = {}
-        failed: set[tuple[str, ...]] = set()
-        while True:
-            busy = {job.key for job in running.values()} | failed
-            waiting = [job for job in comparison.missing() if job.key not in busy]
-            while waiting and len(running) < arguments.processes and time.monotonic() < deadline:
-                job = waiting.pop(0)
-                running[pool.submit(_run, job, arguments.folder, comparison.budget)] = job
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                try:
-                    row = future.result()
-                except Exception as error:
-                    failed.add(job.key)
-                    print(f"{' '.join(job.key)}: {type(error).__name__}: {error}", flush=True)
-                    continue
-                comparison.add(job, row, about)
-                print(f"{' '.join(job.key)}: {_line(row)}", flush=True)
+
+    def done(job: Job, row: dict[str, Any]) -> None:
+        comparison.add(job, row, about)
+        print(f"{' '.join(job.key)}: {_line(row)}", flush=True)
+
+    train_all(
+        comparison.missing,
+        partial(_train, folder=arguments.folder, budget=comparison.budget),
+        done,
+        processes=arguments.processes,
+        gpus=arguments.gpus,
+        deadline=deadline,
+    )
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -388,7 +325,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path(".data"), help="of the data's files")
-    parser.add_argument("--data", nargs="+", choices=_FILES, default=list(_FILES))
+    parser.add_argument("--data", nargs="+", choices=FILES, default=list(FILES))
     parser.add_argument("--losses", nargs="+", choices=_SPACE, default=list(_SPACE))
     parser.add_argument("--trials", type=int, default=8, help="of every loss on every data set")
     parser.add_argument("--seeds", type=int, default=3)

@@ -26,7 +26,6 @@ import optuna
 
 from benchmarks._machine import RESULTS, append, machine
 from objectives.config import TrialConfig
-from objectives.loss_config import CCEMinus
 from objectives.recorded import RecordedObjective
 from objectives.trial import DivergedTrial, InfeasibleTrial
 from study.front import pareto_front
@@ -38,7 +37,6 @@ _SAMPLERS = ("front", "tpe", "random")
 _NUM_ITEMS = 1_000_000
 """Of a catalogue, which the table does not say: what full softmax counts as negatives for."""
 _ENOUGH, _EARLY = 0.95, 30
-_UNKNOWN = 1 << 60
 
 
 class _Context:
@@ -53,17 +51,9 @@ class _Context:
 
 def space_of(objective: RecordedObjective) -> Space:
     """The grid of a table, full softmax included where it was run."""
-    batch_sizes, negatives, lengths = (
-        sorted({cell[place] for cell in objective.cells}) for place in range(3)
-    )
-    losses = ["cce-", *(["cce"] if math.inf in negatives else [])]
-    asked = {
-        "loss": losses if len(losses) > 1 else losses[0],
-        "negatives": [int(number) for number in negatives if number < math.inf],
-        "batch_size": batch_sizes,
-        "max_length": lengths,
-        "learning_rate": 1e-3,  # As all runs had.
-    }
+    axes = objective.axes
+    asked = {name: values if len(values) > 1 else values[0] for name, values in axes.items()}
+    asked["learning_rate"] = 1e-3  # As all runs had.
     return build_space(asked, _NUM_ITEMS, 1_000_000)
 
 
@@ -85,17 +75,13 @@ def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[s
     objective = RecordedObjective(table, data)
     space = space_of(objective)
     cells = objective.cells.values()
-    everything = [(quality, float(peak)) for quality, peak, _, epochs in cells if epochs]
-    budget = max(peak for _, peak, *_ in cells)
+    everything = [(cell.quality, float(cell.peak_bytes)) for cell in cells if cell.epochs]
+    budget = max(cell.peak_bytes for cell in cells)
     top = math.log2(budget)
     whole = area(everything, top)
 
     def peak(config: TrialConfig) -> int:
-        negatives = config.loss.negatives if isinstance(config.loss, CCEMinus) else math.inf
-        cell = objective.cells.get(
-            (config.training.batch_size, negatives, config.model.max_length)
-        )
-        return _UNKNOWN if cell is None else cell[1]
+        return objective.predicted_peak(config, budget)
 
     sampler = build_sampler(name, seed, 0, space, peak, budget)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)

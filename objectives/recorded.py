@@ -1,82 +1,237 @@
-"""A trial answered from a table of finished runs: for judging the search itself."""
+"""A trial answered from a table of finished runs: to judge the search itself, and to try it.
+
+A table has a row for a run, as CSV or Parquet: `dataset`, a column for each setting that it
+varies, by the setting's name, `ndcg_at_10`, `peak_memory_gib`, `epoch_seconds`, `epochs` (0: the
+loss was never finite) and, where it was recorded, `curve`: NDCG@10 after every epoch, a list, or
+with spaces between in a CSV. `sequence_length` stands for `max_length`; infinitely many negatives
+are the full softmax. Other columns are not read.
+"""
 
 import csv
+import hashlib
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from objectives.config import TrialConfig
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from objectives.config import SETTINGS, TrialConfig
 from objectives.errors import UserError
 from objectives.loss_config import CCE, CCEMinus
 from objectives.trial import QUALITY, DivergedTrial, InfeasibleTrial, TrialContext, TrialResult
 
-_COLUMNS = (
-    "dataset",
-    "batch_size",
-    "negatives",
-    "sequence_length",
-    "ndcg_at_10",
-    "peak_memory_gib",
-    "epoch_seconds",
-    "epochs",
-)
+TABLES = Path(__file__).with_name("grids")
+"""Folder of the tables that come with ParetoCut, which `benchmarks.grid` made."""
+
+Value = float | str
+
+_MEASURED = ("ndcg_at_10", "peak_memory_gib", "epoch_seconds", "epochs")
+_ALIASES = {"sequence_length": "max_length"}
+_SIZES = ("batch_size", "negatives", "max_length", "width", "num_blocks")
+"""More of these never takes less memory."""
+
+
+class Cell(NamedTuple):
+    """A run.
+
+    Attributes:
+        quality: NDCG@10.
+        peak_bytes: Its peak memory.
+        seconds: Of all its epochs.
+        epochs: How many it had.
+        curve: Quality after every epoch; empty where that was not recorded.
+    """
+
+    quality: float
+    peak_bytes: int
+    seconds: float
+    epochs: int
+    curve: tuple[float, ...] = ()
 
 
 class RecordedObjective:
-    """Looks a configuration up by batch size, negatives and sequence length.
+    """Looks a configuration up by the settings that the table has. See `objectives.trial`.
 
-    Full softmax stands in the table as infinitely many negatives. A cell that is not in the table
-    ran out of memory when the table was made: its peak is at least that of the largest neighbour
-    with fewer negatives at the same batch size and length.
+    A run that is not in the table ran out of memory when that was made: its peak is at least that
+    of any run that is not larger in anything.
 
     Attributes:
-        cells: (batch size, negatives, sequence length) -> (quality, peak bytes, seconds, epochs).
+        dataset: Whose runs.
+        settings: What the table varies.
+        cells: Values of these settings -> run.
     """
 
-    def __init__(self, table: Path, dataset: str) -> None:
-        try:
-            with table.open(newline="") as stream:
-                reader = csv.DictReader(stream)
-                columns = reader.fieldnames or ()
-                rows = [row for row in reader if row.get("dataset") == dataset]
-        except OSError as error:
-            raise UserError(f"{table}: cannot be read ({error.strerror})") from error
-        if missing := [name for name in _COLUMNS if name not in columns]:
+    def __init__(self, table: Path, dataset: str | None = None) -> None:
+        """Reads the table; dataset: of a table of several.
+
+        Raises:
+            UserError: It cannot be read, lacks something, or has no such data set.
+        """
+        columns, rows = _read(table)
+        if missing := [name for name in ("dataset", *_MEASURED) if name not in columns]:
             raise UserError(f"{table}: the table lacks the columns {', '.join(missing)}")
-        if not rows:
-            raise UserError(f"{table}: the table has no runs of the data set {dataset!r}")
-        self.cells = {
-            (int(row["batch_size"]), float(row["negatives"]), int(row["sequence_length"])): (
-                float(row["ndcg_at_10"]),
-                round(float(row["peak_memory_gib"]) * 2**30),
-                float(row["epoch_seconds"]) * int(row["epochs"]),
-                int(row["epochs"]),
+        names = {name: _ALIASES.get(name, name) for name in columns}
+        self.settings = tuple(names[name] for name in columns if names[name] in SETTINGS)
+        if not self.settings:
+            raise UserError(
+                f"{table}: no column is a setting of a trial; name them as --help does, such as "
+                "batch_size and negatives"
             )
-            for row in rows
-        }
+        datasets = list(dict.fromkeys(str(row["dataset"]) for row in rows))
+        if dataset is None and len(datasets) == 1:
+            dataset = datasets[0]
+        if dataset not in datasets:
+            wanted = "runs of several data sets" if dataset is None else f"no runs of {dataset!r}"
+            raise UserError(
+                f"{table}: the table has {wanted}; choose from {', '.join(datasets) or 'none'}"
+            )
+        self.dataset = dataset
+        self.cells: dict[tuple[Value | None, ...], Cell] = {}
+        for number, row in enumerate(rows, 1):
+            if str(row["dataset"]) == dataset:
+                try:
+                    named = {names[name]: value for name, value in row.items() if name in names}
+                    key = tuple(_value(name, named[name]) for name in self.settings)
+                    self.cells[key] = _cell(row)
+                except (TypeError, ValueError) as error:
+                    raise UserError(f"{table}: row {number}: {error}") from None
+
+    @property
+    def axes(self) -> dict[str, list[Value]]:
+        """Setting -> the values that the table has of it, in order; full softmax is a loss."""
+        found: dict[str, list[Value]] = {}
+        for place, name in enumerate(self.settings):
+            kind: Any = type(SETTINGS[name].default)
+            values = {key[place] for key in self.cells} - {None, math.inf}
+            found[name] = sorted(kind(value) for value in values)
+        if self._has_full_softmax:
+            found["loss"] = ["cce-", "cce"]
+        return found
+
+    @property
+    def digest(self) -> str:
+        """Tells other runs from these."""
+        text = json.dumps([self.settings, sorted(self.cells.items(), key=str)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
-        """The recorded outcome; one report stands for the whole run."""
-        loss = config.loss
-        if not isinstance(loss, CCE | CCEMinus):
-            raise UserError(f"loss {loss.loss}: the table has runs of cce and cce- alone")
-        negatives = loss.negatives if isinstance(loss, CCEMinus) else math.inf
-        key = (config.training.batch_size, negatives, config.model.max_length)
-        cell = self.cells.get(key)
+        """The recorded outcome, with a report for each epoch of its curve, or one for all."""
+        cell = self.cells.get(self.key(config))
         if cell is None:
-            smaller = [
-                (other[1], recorded[1])
-                for other, recorded in self.cells.items()
-                if other[0] == key[0] and other[2] == key[2] and other[1] < negatives
-            ]
-            raise InfeasibleTrial(
-                max(context.memory_budget, max(smaller)[1] if smaller else 0), "out-of-memory"
+            bound = max(context.memory_budget, self._least(config))
+            raise InfeasibleTrial(bound, "out-of-memory")
+        if cell.peak_bytes > context.memory_budget:
+            raise InfeasibleTrial(cell.peak_bytes, "probed")
+        if cell.epochs == 0:
+            raise DivergedTrial(cell.peak_bytes, epoch=1)
+        curve = dict(enumerate(cell.curve, 1)) or {cell.epochs: cell.quality}
+        for epoch, quality in curve.items():
+            context.report(
+                epoch,
+                {
+                    QUALITY: quality,
+                    "memory/peak_bytes": cell.peak_bytes,
+                    "train/epoch_seconds": cell.seconds / len(curve),
+                },
             )
-        quality, peak_bytes, seconds, epochs = cell
-        if peak_bytes > context.memory_budget:
-            raise InfeasibleTrial(peak_bytes, "probed")
-        if epochs == 0:
-            raise DivergedTrial(peak_bytes, epoch=1)
-        context.report(epochs, {QUALITY: quality, "memory/peak_bytes": peak_bytes})
         return TrialResult(
-            quality, peak_bytes, seconds, {QUALITY: quality}, epochs=epochs, best_epoch=epochs
+            cell.quality,
+            cell.peak_bytes,
+            cell.seconds,
+            {QUALITY: cell.quality},
+            epochs=cell.epochs,
+            best_epoch=max(curve, key=lambda epoch: curve[epoch]),
+            memory_source="recorded",
         )
+
+    def key(self, config: TrialConfig) -> tuple[Value | None, ...]:
+        """Where a configuration stands among the cells."""
+        chosen = config.flat()
+        if "loss" not in self.settings:
+            if not isinstance(config.loss, CCE | CCEMinus):
+                raise UserError(
+                    f"loss {config.loss.loss}: the table has runs of cce and cce- alone"
+                )
+            chosen.setdefault("negatives", math.inf)
+        values = (chosen.get(name) for name in self.settings)
+        return tuple(value if value is None else _value_of(value) for value in values)
+
+    def predicted_peak(self, config: TrialConfig, budget: int) -> int:
+        """The recorded peak in bytes; of a run that is not there, more than the budget."""
+        cell = self.cells.get(self.key(config))
+        return max(budget + 1, self._least(config)) if cell is None else cell.peak_bytes
+
+    def check(self, config: TrialConfig, budget: int) -> bool:
+        """Whether the configuration is near the budget, which none is: peaks are known.
+
+        Raises:
+            InfeasibleTrial: It exceeds the budget.
+        """
+        if (peak := self.predicted_peak(config, budget)) > budget:
+            raise InfeasibleTrial(peak, "predicted")
+        return False
+
+    @property
+    def _has_full_softmax(self) -> bool:
+        if "negatives" not in self.settings or "loss" in self.settings:
+            return False
+        place = self.settings.index("negatives")
+        return any(key[place] == math.inf for key in self.cells)
+
+    def _least(self, config: TrialConfig) -> int:
+        """What the largest run takes that is not larger than a configuration in anything."""
+        wanted = self.key(config)
+        peaks = [
+            cell.peak_bytes
+            for key, cell in self.cells.items()
+            if all(map(_is_part, self.settings, key, wanted))
+        ]
+        return max(peaks, default=0)
+
+
+def _is_part(name: str, value: Value | None, wanted: Value | None) -> bool:
+    if name in _SIZES and isinstance(value, float) and isinstance(wanted, float):
+        return value <= wanted
+    return value == wanted
+
+
+def _read(table: Path) -> tuple[Sequence[str], list[Mapping[str, Any]]]:
+    """Columns and rows."""
+    try:
+        if table.suffix == ".parquet":
+            read = pq.read_table(table)
+            return read.column_names, read.to_pylist()
+        with table.open(newline="") as stream:
+            reader = csv.DictReader(stream)
+            return reader.fieldnames or (), list(reader)
+    except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it is no table"
+        raise UserError(f"{table}: cannot be read ({reason})") from error
+
+
+def _value(name: str, raw: Any) -> Value | None:
+    """A setting as it stands in a row; None: the run's loss has no such setting."""
+    if raw in (None, ""):
+        return None
+    if isinstance(SETTINGS[name].default, str):
+        return str(raw)
+    return float(raw)
+
+
+def _value_of(value: Any) -> Value:
+    return value if isinstance(value, str) else float(value)
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    epochs = int(row["epochs"])
+    curve = row.get("curve") or ()
+    return Cell(
+        float(row["ndcg_at_10"]),
+        round(float(row["peak_memory_gib"]) * 2**30),
+        float(row["epoch_seconds"]) * epochs,
+        epochs,
+        tuple(float(value) for value in (curve.split() if isinstance(curve, str) else curve)),
+    )

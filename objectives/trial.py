@@ -10,8 +10,8 @@ from objectives.config import TrialConfig
 QUALITY = "val/ndcg_at_10"
 """The metric that a study maximises and that early stopping watches."""
 
-MemorySource = Literal["cuda", "tracked"]
-"""Where a peak comes from: CUDA's caching allocator, or, without a GPU, tracked tensors."""
+MemorySource = Literal["cuda", "tracked", "recorded"]
+"""Where a peak comes from: CUDA's caching allocator, without a GPU tracked tensors, or a table."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from objectives.config import TrialConfig
@@ -45,7 +47,8 @@ def test_a_run_is_looked_up(table: Path, make_context: MakeContext) -> None:
     )
     assert (result.quality, result.peak_memory, result.seconds) == (0.25, 3 * GIB, 10)
     assert (result.epochs, result.metrics) == (5, {QUALITY: 0.25})
-    assert reports == [(5, {QUALITY: 0.25, "memory/peak_bytes": 3 * GIB})]
+    whole = {QUALITY: 0.25, "memory/peak_bytes": 3 * GIB, "train/epoch_seconds": 10}
+    assert reports == [(5, whole)]
 
 
 def test_the_full_softmax_has_infinitely_many_negatives(
@@ -84,9 +87,11 @@ def test_a_run_over_the_budget_is_infeasible_at_its_peak(
         (config(negatives=1000), 3),  # more than 128 negatives need 3 GiB or more
         (config(negatives=100), 1.5),
         (config(negatives=32), 1),  # nothing smaller is known: the budget
-        (config(batch_size=128), 1),
-        (config(max_length=99), 1),
-        (config(batch_size=64, loss="cce"), 2),
+        (config(batch_size=16), 1),
+        (config(max_length=15), 1),
+        (config(batch_size=128), 2),  # as much as of 64 sequences
+        (config(max_length=99), 1.5),
+        (config(batch_size=64, loss="cce"), 8),
     ],
 )
 def test_a_run_that_is_not_there_ran_out_of_memory(
@@ -107,24 +112,113 @@ def test_a_run_without_epochs_diverged(table: Path, make_context: MakeContext) -
     assert (caught.value.epoch, caught.value.peak_bytes) == (1, 2 * GIB)
 
 
+def curves(tmp_path: Path, name: str = "curves.csv") -> Path:
+    """Two runs with their curves, of a rate and a schedule."""
+    rows = {
+        "dataset": ["music", "music"],
+        "learning_rate": [0.001, 0.003],
+        "schedule": ["cosine", "constant"],
+        "ndcg_at_10": [0.5, 0.25],
+        "peak_memory_gib": [1.0, 2.0],
+        "epoch_seconds": [2.0, 3.0],
+        "epochs": [3, 2],
+        "card": ["none", "none"],
+    }
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({**rows, "curve": [[0.25, 0.5, 0.375], [0.125, 0.25]]}), path)
+    else:
+        shown = {**rows, "curve": ["0.25 0.5 0.375", "0.125 0.25"]}
+        lines = [",".join(map(str, row)) for row in zip(*shown.values(), strict=True)]
+        path.write_text("\n".join([",".join(shown), *lines]))
+    return path
+
+
+@pytest.mark.parametrize("name", ["curves.csv", "curves.parquet"])
+def test_a_curve_is_told_epoch_by_epoch(
+    name: str, tmp_path: Path, make_context: MakeContext
+) -> None:
+    objective = RecordedObjective(curves(tmp_path, name))
+    assert objective.axes == {
+        "learning_rate": [0.001, 0.003],
+        "schedule": ["constant", "cosine"],
+    }
+    reports: list[tuple[int, float, float]] = []
+    result = objective(
+        TrialConfig.from_flat({"learning_rate": 0.001, "schedule": "cosine"}),
+        make_context(
+            lambda e, m: reports.append((e, m[QUALITY], m["train/epoch_seconds"])), budget=GIB
+        ),
+    )
+    assert reports == [(1, 0.25, 2), (2, 0.5, 2), (3, 0.375, 2)]
+    assert (result.quality, result.seconds, result.epochs, result.best_epoch) == (0.5, 6, 3, 2)
+    assert result.memory_source == "recorded"
+
+
+def test_the_axes_have_the_full_softmax_as_a_loss(table: Path) -> None:
+    assert RecordedObjective(table, "music").axes == {
+        "batch_size": [32, 64],
+        "negatives": [64, 128],
+        "max_length": [16],
+        "loss": ["cce-", "cce"],
+    }
+    assert "loss" not in RecordedObjective(table, "beer").axes
+
+
+def test_what_is_over_the_budget_is_refused_before_it_runs(table: Path) -> None:
+    objective = RecordedObjective(table, "music")
+    assert objective.check(config(negatives=128), 3 * GIB) is False
+    for chosen, budget, peak in (
+        (config(negatives=128), 3 * GIB - 1, 3 * GIB),
+        (config(negatives=1000), 9 * GIB, 9 * GIB + 1),
+        (config(negatives=1000), GIB, 3 * GIB),
+    ):
+        with pytest.raises(InfeasibleTrial) as caught:
+            objective.check(chosen, budget)
+        assert (caught.value.peak_bytes, caught.value.source) == (peak, "predicted")
+
+
+def test_other_runs_have_another_digest(table: Path, tmp_path: Path) -> None:
+    digest = RecordedObjective(table, "music").digest
+    assert digest == RecordedObjective(table, "music").digest
+    assert digest != RecordedObjective(table, "beer").digest
+    other = tmp_path / "other.csv"
+    other.write_text(f"{HEADER}\n{ROWS.replace('0.125', '0.126')}")
+    assert digest != RecordedObjective(other, "music").digest
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "lacks the columns dataset, ndcg_at_10"),
+        (f"{HEADER.replace('epochs', 'rounds')}\n{ROWS}", "lacks the columns epochs"),
+        ("dataset,ndcg_at_10,peak_memory_gib,epoch_seconds,epochs\n", "no column is a setting"),
+        (f"{HEADER}\nmusic,32,many,16,0.125,1.5,2.5,4\n", "row 1: .*many"),
+        (f"{HEADER}\nmusic,32,64,16,0.1,1,1\n", "row 1"),
+        (f"{HEADER}\n{ROWS}", "runs of several data sets; choose from music, beer"),
+        (f"{HEADER}\n", "choose from none"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_sentence(
+    text: str, problem: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"runs\.csv: .*{problem}"):
+        RecordedObjective(path)
+
+
 def test_unknown_data_is_one_sentence(table: Path) -> None:
-    with pytest.raises(UserError, match=r"runs\.csv: the table has no runs of the data set 'x'"):
+    with pytest.raises(UserError, match=r"runs\.csv: .* no runs of 'x'; choose from music, beer"):
         RecordedObjective(table, "x")
 
 
-def test_missing_columns_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "runs.csv"
-    path.write_text("dataset,batch_size\n")
-    with pytest.raises(UserError, match=r"runs\.csv: the table lacks the columns negatives, seq"):
-        RecordedObjective(path, "music")
-    path.write_text("")
-    with pytest.raises(UserError, match="lacks the columns dataset"):
-        RecordedObjective(path, "music")
-
-
-def test_a_missing_table_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no\.csv"):
-        RecordedObjective(tmp_path / "no.csv", "music")
+@pytest.mark.parametrize("name", ["no.csv", "no.parquet", "bad.parquet", "bad.csv"])
+def test_a_file_that_is_no_table_is_one_sentence(name: str, tmp_path: Path) -> None:
+    if name.startswith("bad"):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=rf"{name}: cannot be read"):
+        RecordedObjective(tmp_path / name, "music")
 
 
 def test_the_recorded_grid_holds_the_published_best_run(make_context: MakeContext) -> None:
