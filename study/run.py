@@ -125,6 +125,7 @@ def _run_study(
     from study.environment import describe
     from study.ledger import default_storage
     from study.progress import StudyProgress
+    from study.pruning import Pruner
     from study.records import read
     from study.sampling import build_sampler, check_front
     from study.tracking import Tracker, check_server
@@ -179,6 +180,8 @@ def _run_study(
             tracker=tracker,
             stop=stop,
             gate=objective.check,
+            # Trials of one configuration are there to be compared.
+            pruner=Pruner(ledger) if spec.pruning == "dominance" and space.open else None,
         )
         try:
             with stop.listening():

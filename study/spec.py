@@ -115,6 +115,11 @@ class StudySpec(DataConfig):
         "expected to add most to the front, by a model of the quality and predicted peaks (on a "
         "GPU, not with bce, sce and rece); random",
     )
+    pruning: Literal["dominance", "none"] = Field(
+        "dominance",
+        description="which trial to stop on its way. dominance: one that others with no more "
+        "memory are far ahead of at the same epoch; none",
+    )
     seed: int = Field(
         0, ge=0, lt=2**31, description="seeds the sampler and, with its number, a trial"
     )

@@ -27,6 +27,7 @@ from objectives.trial import (
 from study import budget, cli
 from study.ledger import Ledger
 from study.progress import StudyProgress
+from study.pruning import Dominated, Pruner
 from study.records import RESULT, SPENT, StudyRecord, read
 from study.space import Space
 from study.tracking import Tracker
@@ -104,6 +105,7 @@ class Worker:
         objective: What runs a trial.
         gate: gate(config, budget) says whether a configuration is near the budget, and raises
             InfeasibleTrial for one that is predicted to exceed it; None: everything runs.
+        pruner: Stops trials that will not reach the front; None: all train to their end.
         seed: The study's seed.
         tags: Kept with every trial: card, driver, versions.
         folder: Where running trials keep the state of their training.
@@ -122,11 +124,13 @@ class Worker:
         tracker: Tracker | None,
         stop: Stop,
         gate: Callable[[TrialConfig, int], bool] | None = None,
+        pruner: Pruner | None = None,
     ) -> None:
         self.ledger = ledger
         self.space = space
         self.objective = objective
         self.gate = gate
+        self.pruner = pruner
         self.seed = seed
         self.tags = dict(tags)
         self.folder = folder
@@ -197,7 +201,8 @@ class Worker:
             trial.set_user_attr("seed", seed)
             self._progress.started(record, number)
             self._wake()
-            context = _Context(seed, self._budget, checkpoint, self._reporter(number))
+            report = self._reporter(number, config.training.max_epochs)
+            context = _Context(seed, self._budget, checkpoint, report)
             done = self.objective(config, context)
             values = done.quality, done.peak_memory
             result |= _completed(done)
@@ -216,6 +221,8 @@ class Worker:
             }
         except optuna.TrialPruned as error:
             result |= {"outcome": "pruned", "reason": str(error)}
+            if isinstance(error, Dominated):
+                result["expected"] = error.expected
         except KeyboardInterrupt:
             self._fail(trial, {**result, "reason": "stopped by the user"}, checkpoint)
             raise
@@ -266,11 +273,15 @@ class Worker:
         if not retry(self.ledger, self._study.trials[trial.number]):
             checkpoint.unlink(missing_ok=True)
 
-    def _reporter(self, number: int) -> Callable[[int, Mapping[str, float]], None]:
+    def _reporter(
+        self, number: int, max_epochs: int
+    ) -> Callable[[int, Mapping[str, float]], None]:
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
             self.ledger.record_epoch(number, epoch, metrics)
             self._progress.epoch(number, epoch, metrics)
             self._wake()
+            if self.pruner is not None and epoch < max_epochs:
+                self.pruner.check(number)
 
         return report
 

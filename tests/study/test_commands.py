@@ -206,7 +206,7 @@ def test_a_stopped_study_goes_on_with_nothing_lost(
 ) -> None:
     arguments = [sys.executable, "-m", "study.run", "--data", "tiny.csv", "--n-trials", "3"]
     arguments += ["--space.width", "8", "--space.max_length", "10"]
-    arguments += ["--space.max_epochs", "12", "--space.patience", "12"]
+    arguments += ["--space.max_epochs", "12", "--space.patience", "12", "--pruning", "none"]
     database = tiny_csv.parent / "runs" / "tiny" / "study.db"
     process = subprocess.Popen(
         arguments,

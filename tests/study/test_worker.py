@@ -22,7 +22,8 @@ from objectives.trial import (
     TrialResult,
 )
 from study.ledger import Ledger
-from study.records import read
+from study.pruning import Pruner
+from study.records import RESULT, read
 from study.space import Space, build_space
 from study.worker import MachineFailedError, NothingFitsError, Worker, recover_lost
 
@@ -128,6 +129,35 @@ def test_what_the_gate_refuses_is_told_and_does_not_count(
         assert trial.constraints == {"memory": 3}
         assert not record.trials[number].launched
     assert all(trial.launched for trial in record.finished)
+
+
+def test_a_trial_that_falls_behind_is_stopped_but_not_after_its_last_epoch(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    rising = [0.1 * epoch for epoch in range(1, 9)]
+    # The third is ahead until the last epoch, when it is level at best.
+    curves = (rising, [0.01] * 8, [*rising[:7], 0.7])
+
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        shown = curves[len(ledger.study.trials) - 1]
+        for epoch, quality in enumerate(shown, 1):
+            metrics = {QUALITY: quality, "memory/peak_bytes": 1000.0}
+            context.report(epoch, metrics)
+        return TrialResult(quality=shown[-1], peak_memory=1000, seconds=1, epochs=8)
+
+    worker = build_worker(objective)
+    worker.space = build_space({"max_epochs": 8}, 1000, 500)
+    worker.pruner = Pruner(ledger)
+    worker.run(3)
+    record = read(ledger)
+    assert [trial.outcome for trial in record.trials] == ["complete", "pruned", "complete"]
+    stopped = record.trials[1]
+    assert stopped.epochs == len(ledger.epochs(1)) < 8
+    assert "where trial 0 had" in stopped.reason
+    assert stopped.peak_memory == 1000
+    shown = 0.1 * stopped.epochs
+    expected = frozen(ledger, 1).user_attrs[RESULT]["expected"]
+    assert expected == pytest.approx(0.8 * 0.01 / shown)
 
 
 def test_every_trial_spends_the_budget(ledger: Ledger, build_worker: BuildWorker) -> None:
