@@ -27,7 +27,7 @@ import torch
 from benchmarks._machine import RESULTS, append, machine
 from study.budget import format_bytes
 from study.front import hypervolume
-from study.records import StudyRecord, find, point, read
+from study.records import StudyRecord, find, read
 
 _SPACE = {
     "width": ["256", "512"],
@@ -145,7 +145,7 @@ def row_of(record: StudyRecord, seconds: float, held: int, context: int) -> dict
         "context_bytes": context,
         "over_budget_bytes": held - record.budget - context,
         "hypervolume": round(
-            hypervolume([point(trial) for trial in record.complete], record.budget), 5
+            hypervolume(list(map(record.point, record.complete)), *record.limits), 5
         ),
     }
 

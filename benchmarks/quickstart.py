@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks._machine import RESULTS, append, machine
 from study.budget import format_bytes
 from study.front import hypervolume
-from study.records import find, point, read
+from study.records import find, read
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         "memory_budget_bytes": record.budget,
         "memory_source": record.identity["memory_source"],
         "hypervolume": round(
-            hypervolume([point(trial) for trial in record.complete], record.budget), 5
+            hypervolume(list(map(record.point, record.complete)), *record.limits), 5
         ),
         "best_val_ndcg_at_10": round(best["ndcg_at_10"], 5),
         "best_test_ndcg_at_10": round(best["metrics"]["test/ndcg_at_10"], 5),

@@ -2,14 +2,14 @@
 
 import math
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 from study.budget import format_bytes
 from study.front import Point, hypervolume, pareto_front
 from study.progress import short
-from study.records import StudyRecord, TrialRecord, point
+from study.records import StudyRecord, TrialRecord
 from study.tracking import hide_credentials
 
 Group = Literal[
@@ -175,7 +175,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
         trials=tuple(trials.values()),
         front=tuple(trials[number] for number in front),
         best=None if best is None else trials[best.number],
-        history=tuple(_history(record.finished, record.budget)),
+        history=tuple(_history(record)),
         baseline=baseline if _is_number(baseline) else None,
         tracking_store=store,
     )
@@ -228,11 +228,13 @@ def _run_url(store: str, run: str | None) -> str | None:
     return f"{store.rstrip('/')}/#/runs/{urllib.parse.quote(run, safe='')}"
 
 
-def _history(finished: Sequence[TrialRecord], budget: int) -> Iterator[Moment]:
+def _history(record: StudyRecord) -> Iterator[Moment]:
     front: list[Point] = []
-    for trial in finished:
+    best, volume = None, 0.0
+    for trial in record.finished:
         if trial.outcome == "complete":
-            points = [*front, point(trial)]
+            points = [*front, record.point(trial)]
             front = [points[index] for index in pareto_front(points)]
-        best = front[-1][0] if front else None
-        yield Moment(trial.number, best, hypervolume(front, budget))
+            best = max(quality for quality, *_ in front)
+            volume = hypervolume(front, *record.limits)
+        yield Moment(trial.number, best, volume)

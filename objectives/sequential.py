@@ -42,12 +42,14 @@ class _Progress:
         best: Validation metrics of the best epoch.
         best_epoch: That epoch, from 1.
         best_weights: Its weights, on the CPU.
+        seconds: What it took so far, without what was lost between a checkpoint and a new try.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def goes_on(self, config: TrainingConfig) -> bool:
         """Whether there is another epoch."""
@@ -112,6 +114,7 @@ class SequentialObjective:
         # Before the memory is measured: what is read is not part of a training.
         known = None if path is None else checkpoint.load(path, training)
         progress = _Progress() if known is None else _Progress(**known["progress"])
+        begin -= progress.seconds
         for epoch, metrics in enumerate(progress.history, 1):
             context.report(epoch, metrics)
         with (
@@ -127,6 +130,7 @@ class SequentialObjective:
             while progress.goes_on(config.training):
                 metrics = self._epoch(trainer, validation, progress, memory)
                 if path is not None and time.monotonic() >= written + checkpoint.SECONDS_BETWEEN:
+                    progress.seconds = time.perf_counter() - begin
                     state = {"trainer": trainer.state_dict(), "progress": vars(progress)}
                     checkpoint.save(path, training, state)
                     written = time.monotonic()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,15 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code; 3 if no trial is within the budget."""
     parser = cli.build_parser(
         "study.best",
-        "[--study NAME] [--budget SIZE] [options]",
+        "[--study NAME] [--budget SIZE] [--seconds N] [options]",
         "Show the best trial of a study under a memory budget.",
     )
     cli.add_study_flags(parser)
     parser.add_argument(
         "--budget", metavar="SIZE", help="memory limit, such as 6GiB (default: the study's)"
+    )
+    parser.add_argument(
+        "--seconds", metavar="N", help="what the trial may have taken (default: any time)"
     )
     parser.add_argument("--json", action="store_true", help="print the trial as JSON")
     parser.add_argument(
@@ -41,10 +45,12 @@ def _best(arguments: argparse.Namespace) -> int:
     from study.records import find, read
 
     budget = _parse_budget(arguments.budget)
+    seconds = _parse_seconds(arguments.seconds)
     record = read(find(arguments.study, arguments.storage, arguments.output_dir))
-    trial = record.best(budget)
+    trial = record.best(budget, seconds)
     if trial is None:
         limit = format_bytes(record.budget if budget is None else budget)
+        limit += "" if arguments.seconds is None else f" and {seconds:g} s"
         cli.say(
             f"study {record.name}: of {len(record.complete)} complete trials none is in {limit}"
         )
@@ -77,6 +83,16 @@ def _parse_budget(text: str | None) -> int | None:
     if budget <= 0:
         raise UserError(f"--budget {text}: write a size such as 6GiB or 800MiB")
     return budget
+
+
+def _parse_seconds(text: str | None) -> float:
+    try:
+        seconds = math.inf if text is None else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise UserError(f"--seconds {text}: write a number of seconds greater than 0, such as 90")
+    return seconds
 
 
 def as_json(trial: "TrialRecord") -> dict[str, Any]:
@@ -147,7 +163,7 @@ def trial_table(trial: "TrialRecord") -> str:
 
 
 def front_table(record: "StudyRecord") -> str:
-    """The front for people: one row per trial, by rising memory."""
+    """The front for people: one row per trial, by rising memory, or time."""
     from study.budget import format_bytes
     from study.progress import short
 
@@ -157,11 +173,13 @@ def front_table(record: "StudyRecord") -> str:
             return f"study {record.name} has no finished trial yet"
         return f"no trial of study {record.name} trained to its end within the budget"
     names = list(dict.fromkeys(name for trial in front for name in trial.params))
-    header = ("trial", "memory", "NDCG@10", "test", *names)
+    timed = "time" in record.objectives
+    header = ("trial", "memory", *(["seconds"] if timed else []), "NDCG@10", "test", *names)
     rows = [
         (
             str(trial.number),
             format_bytes(trial.peak_memory or 0),
+            *([f"{trial.seconds:.1f}"] if timed else []),
             f"{trial.quality:.4f}",
             f"{trial.metrics.get('test/ndcg_at_10', float('nan')):.4f}",
             *(short(trial.params.get(name, "-")) for name in names),
@@ -170,7 +188,8 @@ def front_table(record: "StudyRecord") -> str:
     ]
     popular = record.baseline.get("ndcg_at_10")
     note = "" if popular is None else f"\nmost popular items: test NDCG@10 {popular:.4f}"
-    return f"Pareto front of study {record.name}\n" + cli.aligned([header, *rows]) + note
+    title = "Pareto front" if len(record.objectives) > 1 else "Best trial"
+    return f"{title} of study {record.name}\n" + cli.aligned([header, *rows]) + note
 
 
 if __name__ == "__main__":

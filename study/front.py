@@ -1,28 +1,65 @@
-"""The Pareto front of quality against memory, and its hypervolume."""
+"""What a study searches for: its objectives, their Pareto front and its hypervolume."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
 
-Point = tuple[float, float]
-"""Quality, to be high, and peak memory, to be low."""
+OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
+    "quality": "maximize",
+    "memory": "minimize",
+    "time": "minimize",
+}
+"""All that a study may search for, in the order of a trial's values, with Optuna's directions."""
+
+DEFAULT_OBJECTIVES = ("quality", "memory")
+
+Point = tuple[float, ...]
+"""Quality, to be high, and costs, to be low: peak memory, seconds, both or none."""
+
+
+def objectives_of(identity: Mapping[str, Any]) -> list[str]:
+    """The objectives of a study; those of an earlier version have quality and memory."""
+    return list(identity.get("objectives", DEFAULT_OBJECTIVES))
+
+
+def point_of(objectives: Sequence[str], quality: float, memory: float, seconds: float) -> Point:
+    """What of these are objectives."""
+    values = {"quality": quality, "memory": memory, "time": seconds}
+    return tuple(values[name] for name in objectives)
 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
-    """Indices of the points that no other beats, by rising memory; the first of equal ones."""
-    order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0], i))
+    """Indices of the points that no other beats, by rising costs; the first of equal ones."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][1:], -points[i][0], i))
     front: list[int] = []
     for index in order:
-        if not front or points[index][0] > points[front[-1]][0]:
+        # With one cost the last of the front is the best so far.
+        rivals = front if len(points[index]) > 2 else front[-1:]
+        if not any(_is_as_good(points[rival], points[index]) for rival in rivals):
             front.append(index)
     return front
 
 
-def hypervolume(points: Sequence[Point], budget: float) -> float:
-    """Area under the front up to the budget, over the budget.
+def _is_as_good(point: Point, other: Point) -> bool:
+    costs = zip(point[1:], other[1:], strict=True)
+    return point[0] >= other[0] and all(mine <= theirs for mine, theirs in costs)
 
-    That is the best quality found for a memory limit, averaged over all limits from 0 to the
-    budget: one figure, in units of quality.
+
+def hypervolume(points: Sequence[Point], *limits: float) -> float:
+    """The best quality found for limits of the costs, averaged over all limits from 0 to these.
+
+    One figure, in units of quality. It is exact: a sweep over the last cost, between whose values
+    the hypervolume of the other costs stays as it is.
     """
-    front = [points[index] for index in pareto_front(points) if points[index][1] <= budget]
-    ends = [memory for _, memory in front[1:]] + [budget]
-    areas = (quality * (end - memory) for (quality, memory), end in zip(front, ends, strict=False))
-    return sum(areas) / budget
+    if not limits:
+        return max((quality for quality, *_ in points), default=0.0)
+    *others, limit = limits
+    front = sorted((points[index] for index in pareto_front(points)), key=lambda point: point[-1])
+    inside = [point for point in front if point[-1] <= limit]
+    volume = 0.0
+    for count, (point, after) in enumerate(pairwise([*inside, (limit,)]), 1):
+        reached = point[0]  # With one cost it is the best so far.
+        if others:
+            reached = hypervolume([cheaper[:-1] for cheaper in inside[:count]], *others)
+        volume += reached * (after[-1] - point[-1])
+    return volume / limit

@@ -108,7 +108,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         candidates = [c for key, c in self._candidates.items() if key not in tried]
         if not candidates:
             return {}
-        learned = [t for t in known if t.state == TrialState.COMPLETE and len(t.values) == 2]
+        learned = [t for t in known if t.state == TrialState.COMPLETE and len(t.values) <= 2]
         diverged = [t for t in known if t.user_attrs.get(RESULT, {}).get("outcome") == "diverged"]
         running = [t for t in known if t.state == TrialState.RUNNING and t.params]
         begun = len(learned) + len(diverged) + len(running)
@@ -193,7 +193,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         quality_T = np.array([trial.values[0] for trial in learned])
         # What diverged is as bad as the worst, and adds nothing to the front.
         quality_T = np.concatenate([quality_T, np.full(len(diverged), quality_T.min())])
-        memory_T = np.log2([max(1.0, trial.values[1]) for trial in learned])
+        memory_T = np.log2([max([1.0, *trial.values[1:]]) for trial in learned])
         memory_T = np.concatenate([memory_T, np.full(len(diverged), self._top)])
         model = self._model(features_TF, quality_T)
         if running:
@@ -207,6 +207,9 @@ class FrontSampler(optuna.samplers.BaseSampler):
             model = self._model(np.concatenate([features_TF, features_RF]), quality_T)
         mean_C, deviation_C = model(np.array([candidate.features for candidate in candidates]))
         memory_C = np.array([candidate.memory for candidate in candidates])
+        if len(learned[0].values) == 1:
+            # Quality is all that counts: as if all took the same memory.
+            memory_T, memory_C = np.zeros_like(memory_T), np.zeros_like(memory_C)
         front = list(zip(quality_T, memory_T, strict=True))
         gain_C = expected_gain(mean_C, deviation_C, memory_C, front, self._top)
         return candidates[int(gain_C.argmax())]

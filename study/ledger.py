@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from objectives.errors import UserError
+from study.front import OBJECTIVES, objectives_of
 
 PARENT = -1
 """Number that stands for the study itself where a trial's number is expected."""
@@ -131,10 +132,9 @@ class Ledger:
 
     @classmethod
     def create(cls, storage: RDBStorage, name: str, identity: Mapping[str, Any]) -> "Ledger":
-        """A new study that maximises quality and minimises peak memory."""
-        study = optuna.create_study(
-            storage=storage, study_name=name, directions=["maximize", "minimize"]
-        )
+        """A new study that maximises quality and minimises the costs among its objectives."""
+        directions = [OBJECTIVES[objective] for objective in objectives_of(identity)]
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         study.set_user_attr("paretocut", {"id": uuid.uuid4().hex, **identity})
         return cls(storage, study)
 

@@ -1,5 +1,6 @@
 """A study as it stands, read from its storage: what status, best, the report and the app show."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.errors import UserError
-from study.front import pareto_front
+from study.front import Point, objectives_of, pareto_front, point_of
 from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
 
 Outcome = Literal["complete", "infeasible", "diverged", "pruned", "failed", "running", "waiting"]
@@ -114,23 +115,49 @@ class StudyRecord:
         """Trials that trained to their end within the budget."""
         return [trial for trial in self.trials if trial.outcome == "complete"]
 
+    @property
+    def objectives(self) -> list[str]:
+        """What it searches for; see `study.front`."""
+        return objectives_of(self.identity)
+
+    def point(self, trial: TrialRecord) -> Point:
+        """A complete trial's values of the objectives."""
+        assert trial.quality is not None
+        seconds = math.inf if trial.seconds is None else trial.seconds
+        return point_of(self.objectives, trial.quality, _memory(trial), seconds)
+
+    @property
+    def limits(self) -> list[float]:
+        """Up to where the hypervolume goes: the budget, and the time of the longest trial."""
+        longest = max((trial.seconds or 0.0 for trial in self.complete), default=0.0)
+        limits = {"memory": float(self.budget), "time": longest or 1.0}
+        return [limits[name] for name in self.objectives if name in limits]
+
     def front(self) -> list[TrialRecord]:
-        """Complete trials that no other beats in both quality and memory, by rising memory."""
-        complete = self.complete
-        return [complete[index] for index in pareto_front([point(trial) for trial in complete])]
+        """Complete trials that no other beats in all objectives, by rising memory, or time."""
+        # Of trials that are equal in the objectives, the one of less memory.
+        complete = sorted(self.complete, key=_memory)
+        return [complete[index] for index in pareto_front(list(map(self.point, complete)))]
 
-    def best(self, budget: int | None = None) -> TrialRecord | None:
-        """The best complete trial whose peak is within a budget (the study's, by default)."""
+    def best(self, budget: int | None = None, seconds: float = math.inf) -> TrialRecord | None:
+        """The best complete trial within limits.
+
+        Args:
+            budget: Bytes of its peak (default: the study's budget).
+            seconds: What it took at most.
+        """
         limit = self.budget if budget is None else budget
-        inside = [trial for trial in self.front() if point(trial)[1] <= limit]
-        return inside[-1] if inside else None
+        inside = [
+            trial
+            for trial in sorted(self.complete, key=_memory)
+            if _memory(trial) <= limit and (trial.seconds or 0.0) <= seconds
+        ]
+        return max(inside, key=lambda trial: trial.quality or 0.0, default=None)
 
 
-def point(trial: TrialRecord) -> tuple[float, float]:
-    """Quality and peak memory of a complete trial."""
-    assert trial.quality is not None
+def _memory(trial: TrialRecord) -> int:
     assert trial.peak_memory is not None
-    return trial.quality, trial.peak_memory
+    return trial.peak_memory
 
 
 def read(ledger: Ledger) -> StudyRecord:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from objectives.errors import UserError
 from study import cli
+from study.front import OBJECTIVES, objectives_of
 from study.spec import StudySpec, add_spec_flags, load_spec
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _identity(
         "spend_budget": spec.spend_budget,
         "memory_budget": budget,
         "memory_source": memory_source(device),
+        "objectives": list(spec.objectives),
         "seed": spec.seed,
         # How the data was asked for, so that study.best can ask for it again.
         "request": _request(spec),
@@ -101,7 +103,8 @@ def _dry_run(
     # What peaks are predicted by is not there yet: front would draw its first trial at random.
     name = "random" if spec.sampler == "front" else spec.sampler
     sampler = build_sampler(name, spec.seed, 0, space)
-    trial = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler).ask()
+    directions = [OBJECTIVES[name] for name in spec.objectives]
+    trial = optuna.create_study(directions=directions, sampler=sampler).ask()
     return {
         "study": spec.study or data.name,
         "device": str(device),
@@ -228,14 +231,18 @@ def _open_study(
         storage = connect(storage_url)
         ledger = Ledger.open(storage, name)
         if ledger is not None:
-            stored = ledger.identity["memory_budget"]
+            known = ledger.identity["memory_budget"]
             is_share = not isinstance(spec.memory_budget, int)
             # A share may differ a little after a reboot.
-            if spec.memory_budget is None or (is_share and isclose(budget, stored, rel_tol=1e-3)):
-                budget = stored
+            if spec.memory_budget is None or (is_share and isclose(budget, known, rel_tol=1e-3)):
+                budget = known
             asked = _identity(spec, objective.data, space, objective.device, budget)
-            known = _of_this_version(ledger.identity["space"], asked["space"])
-            _refuse_difference(name, {**ledger.identity, "space": known}, asked)
+            stored = {
+                **ledger.identity,
+                "space": _of_this_version(ledger.identity["space"], asked["space"]),
+                "objectives": objectives_of(ledger.identity),
+            }
+            _refuse_difference(name, stored, asked)
             _make_folder(spec.output_dir / name)
             return ledger
     check_floor(objective, space, budget)

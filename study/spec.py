@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -20,11 +20,13 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    model_validator,
 )
 
 from objectives.config import SETTINGS, ColumnsConfig, DataConfig
 from objectives.errors import UserError
 from study.cards import SHARE_OF_CARD, card_memory
+from study.front import DEFAULT_OBJECTIVES, OBJECTIVES
 
 _FOREIGN_VARIABLES = {"storage": "OPTUNA_STORAGE", "tracking_uri": "MLFLOW_TRACKING_URI"}
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -81,6 +83,18 @@ def parse_budget(value: Any) -> int | Share:
     return size
 
 
+def _parse_objectives(value: Any) -> tuple[str, ...]:
+    words = list(map(str, value)) if isinstance(value, list | tuple) else str(value).split()
+    for word in words:
+        if word not in OBJECTIVES:
+            raise ValueError(f"{word} is none of {', '.join(OBJECTIVES)}")
+        if words.count(word) > 1:
+            raise ValueError(f"{word} is named more than once; name it once")
+    if "quality" not in words:
+        raise ValueError("quality is missing; name it, alone or with memory, time or both")
+    return tuple(name for name in OBJECTIVES if name in words)
+
+
 class StudySpec(DataConfig):
     """A study: data, space, budget and how far to go."""
 
@@ -108,6 +122,11 @@ class StudySpec(DataConfig):
         None,
         description="batch_size or negatives: not searched; every trial that has it takes the "
         "most, within its range, that the budget allows beside the other settings (on a GPU)",
+    )
+    objectives: Annotated[tuple[str, ...], PlainValidator(_parse_objectives)] = Field(
+        DEFAULT_OBJECTIVES,
+        description="quality and, if they are to be low, memory (the peak) and time (the seconds "
+        "that a trial takes); quality alone: the best within the budget",
     )
     sampler: Literal["tpe", "front", "random"] = Field(
         "tpe",
@@ -142,6 +161,15 @@ class StudySpec(DataConfig):
     space: dict[str, Any] = Field(
         default_factory=dict, description="settings of a trial: fixed, ranges or choices"
     )
+
+    @model_validator(mode="after")
+    def _is_for_its_objectives(self) -> Self:
+        if self.sampler == "front" and "time" in self.objectives:
+            raise ValueError(
+                "--sampler front: it searches for quality and memory, and cannot predict the time "
+                "that --objectives names; use --sampler tpe"
+            )
+        return self
 
     @property
     def data_config(self) -> DataConfig:
@@ -186,10 +214,13 @@ def add_data_flags(group: argparse._ArgumentGroup, *, is_default: bool = True) -
 
 def _add_field_flag(group: argparse._ArgumentGroup, name: str, is_default: bool = True) -> None:
     field = StudySpec.model_fields[name]
-    shown = f" (default: {field.default})" if is_default and field.default is not None else ""
+    several = isinstance(field.default, tuple)
+    default = " ".join(field.default) if several else field.default
+    shown = f" (default: {default})" if is_default and default is not None else ""
     group.add_argument(
         flag_of(name),
         dest=name,
+        nargs="+" if several else None,
         metavar=_METAVARS.get(name, "X"),
         help=f"{field.description}{shown}",
     )
@@ -219,6 +250,7 @@ _METAVARS = {
     "timeout": "TIME",
     "memory_budget": "SIZE|SHARE|CARD",
     "spend_budget": "SETTING",
+    "objectives": "NAME",
     "seed": "N",
     "device": "DEVICE",
     "output_dir": "FOLDER",

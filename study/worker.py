@@ -25,6 +25,7 @@ from objectives.trial import (
     TrialResult,
 )
 from study import budget, cli
+from study.front import Point, objectives_of, point_of
 from study.ledger import Ledger
 from study.progress import StudyProgress
 from study.pruning import Dominated, Pruner
@@ -136,6 +137,7 @@ class Worker:
         self.folder = folder
         self._study = ledger.study
         self._budget = int(ledger.identity["memory_budget"])
+        self._objectives = objectives_of(ledger.identity)
         self._progress = progress
         self._tracker = tracker
         self._stop = stop
@@ -186,7 +188,7 @@ class Worker:
             checkpoint.unlink(missing_ok=True)
         begin = time.perf_counter()
         result: dict[str, Any] = {"tags": {**self.tags, "seed": str(seed)}}
-        values: tuple[float, float] | None = None
+        values: Point | None = None
         fault = ""
         try:
             config = self.space.suggest(trial)
@@ -204,7 +206,7 @@ class Worker:
             report = self._reporter(number, config.training.max_epochs)
             context = _Context(seed, self._budget, checkpoint, report)
             done = self.objective(config, context)
-            values = done.quality, done.peak_memory
+            values = point_of(self._objectives, done.quality, done.peak_memory, done.seconds)
             result |= _completed(done)
         except InfeasibleTrial as error:
             result |= {
@@ -249,7 +251,7 @@ class Worker:
     def _tell(
         self,
         trial: optuna.Trial,
-        values: tuple[float, float] | None,
+        values: Point | None,
         result: dict[str, Any],
         seconds: float,
     ) -> None:

@@ -1,5 +1,6 @@
 import gc
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -273,12 +274,15 @@ def test_what_is_trained_after_a_checkpoint_is_not_trained_twice(
         return original(trainer)
 
     monkeypatch.setattr(Trainer, "train_epoch", count)
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 3600 * len(epochs))
     path = tmp_path / "0.pt"
     first = SequentialObjective(cycle, CPU)(config(max_epochs=3), make_context(checkpoint=path))
     again = SequentialObjective(cycle, CPU)(config(max_epochs=3), make_context(checkpoint=path))
     assert epochs == [0, 3, 6]
     assert again.metrics == first.metrics
     assert again.peak_memory == first.peak_memory
+    assert 3 * 3600 < again.seconds < 4 * 3600, "an hour for each epoch that was trained before"
 
 
 @pytest.mark.usefixtures("every_epoch_is_saved")

@@ -46,12 +46,12 @@ def space() -> Space:
     return build_space({}, num_items=1000, num_sequences=500)
 
 
-BuildWorker = Callable[[Objective], Worker]
+BuildWorker = Callable[..., Worker]
 
 
 @pytest.fixture
 def build_worker(ledger: Ledger, space: Space, tmp_path: Path) -> BuildWorker:
-    def build(objective: Objective) -> Worker:
+    def build(objective: Objective, ledger: Ledger = ledger) -> Worker:
         progress = StudyProgress(1, Console(file=io.StringIO()), live=False)
         return Worker(
             ledger,

@@ -121,6 +121,20 @@ def test_it_finds_more_than_random_search_with_three_times_the_trials(
     assert area(search(space, 20, seed)) > area(drawn)
 
 
+def test_quality_alone_is_found_where_memory_does_not_count(space: Space) -> None:
+    """One that seeks a front goes on with trials of less memory, and of less quality."""
+    best = 0.01 * (math.log2(1024) + 0.5 * math.log2(4096))
+    for seed in range(3):
+        study = optuna.create_study(
+            direction="maximize", sampler=FrontSampler(space, peak, 4 * BUDGET, seed)
+        )
+        for _ in range(14):
+            trial = study.ask()
+            study.tell(trial, quality(space.suggest(trial)))
+        assert study.best_value > 0.95 * best
+        assert np.median([trial.value for trial in study.trials[-4:]]) > 0.9 * best
+
+
 def test_the_same_seed_proposes_the_same(space: Space) -> None:
     runs = [[t.params for t in search(space, 8, seed).trials] for seed in (3, 3, 4)]
     assert runs[0] == runs[1] != runs[2]

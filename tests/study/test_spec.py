@@ -72,6 +72,16 @@ def test_budgets(
     assert load_spec({}).memory_budget == budget
 
 
+def test_objectives_have_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_spec({}).objectives == ("quality", "memory")
+    assert load_spec({"objectives": ["time", "quality"]}).objectives == ("quality", "time")
+    file = tmp_path / "study.toml"
+    file.write_text('objectives = ["quality"]')
+    assert load_spec({}, file).objectives == ("quality",)
+    monkeypatch.setenv("PARETOCUT_OBJECTIVES", "time memory quality")
+    assert load_spec({}).objectives == ("quality", "memory", "time")
+
+
 def test_a_number_in_a_file_is_a_budget_in_bytes(tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
     file.write_text("memory_budget = 6_000_000_000")
@@ -100,6 +110,13 @@ def test_a_number_in_a_file_is_a_budget_in_bytes(tmp_path: Path) -> None:
         ({"study": "a/b"}, ("--study a/b",)),
         ({"device": "tpu"}, ("--device tpu",)),
         ({"seed": "-1"}, ("--seed -1",)),
+        ({"objectives": ["quality", "speed"]}, ("--objectives: speed", "quality, memory, time")),
+        ({"objectives": ["memory", "time"]}, ("--objectives: quality is missing",)),
+        ({"objectives": ["quality", "time", "time"]}, ("--objectives: time", "more than once")),
+        (
+            {"objectives": ["quality", "time"], "sampler": "front"},
+            ("--sampler front", "--objectives", "use --sampler tpe"),
+        ),
     ],
 )
 def test_wrong_flags_are_one_sentence(flags: dict[str, str], words: tuple[str, ...]) -> None:
@@ -118,6 +135,8 @@ def test_wrong_flags_are_one_sentence(flags: dict[str, str], words: tuple[str, .
         ("n_trials = ", ("not TOML", "study.toml")),
         ("n_trials = 'x'", ("study.toml: n_trials x", "integer")),
         ("space = 3", ("study.toml: space 3",)),
+        ("objectives = 3", ("study.toml: objectives 3: 3 is none of", "quality")),
+        ("objectives = []", ("study.toml: objectives: quality is missing",)),
     ],
 )
 def test_wrong_files_are_one_sentence(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

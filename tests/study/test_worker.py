@@ -1,13 +1,16 @@
 """The worker against objectives that end in every way a trial can."""
 
+import itertools
 import math
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from objectives.config import TrialConfig
@@ -17,18 +20,18 @@ from objectives.trial import (
     DivergedTrial,
     InfeasibleTrial,
     MachineFault,
-    Objective,
     TrialContext,
     TrialResult,
 )
-from study.ledger import Ledger
+from study.ledger import Ledger, connect
 from study.pruning import Pruner
 from study.records import RESULT, read
+from study.sampling import build_sampler
 from study.space import Space, build_space
 from study.worker import MachineFailedError, NothingFitsError, Worker, recover_lost
 
 BUDGET = 1 << 30
-BuildWorker = Callable[[Objective], Worker]
+BuildWorker = Callable[..., Worker]
 
 
 def succeed(config: TrialConfig, context: TrialContext) -> TrialResult:
@@ -71,6 +74,46 @@ def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
     assert record.seconds == 0.5
     (epoch,) = ledger.epochs(0)
     assert epoch.metrics[QUALITY] == 0.1
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize(
+    ("objectives", "values"),
+    [
+        (["quality"], (0.1,)),
+        (["quality", "time"], (0.1, 0.5)),
+        (["quality", "memory", "time"], (0.1, 1000, 0.5)),
+    ],
+)
+def test_a_trial_tells_what_the_study_searches_for(
+    ledger: Ledger,
+    build_worker: BuildWorker,
+    space: Space,
+    tmp_path: Path,
+    objectives: list[str],
+    values: tuple[float, ...],
+    sampler: str,
+) -> None:
+    storage = connect(f"sqlite:///{tmp_path / 'other.db'}")
+    made = Ledger.create(storage, "other", {**ledger.identity, "objectives": objectives})
+    assert made.study.directions == [
+        StudyDirection.MAXIMIZE,
+        *[StudyDirection.MINIMIZE] * (len(values) - 1),
+    ]
+    made.study.sampler = build_sampler(sampler, 0, 0, space)
+    number = itertools.count()
+
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        if next(number) % 3:
+            raise InfeasibleTrial(2 * BUDGET, "out-of-memory")
+        return TrialResult(quality=0.1, peak_memory=1000, seconds=0.5)
+
+    build_worker(objective, made).run(14)  # of which TPE draws ten at random
+    record = read(made)
+    assert len(record.complete) == 5
+    for trial in record.complete:
+        assert tuple(made.study.trials[trial.number].values) == record.point(trial) == values
+    assert record.front() == record.complete[:1]
 
 
 @pytest.mark.parametrize(
