@@ -119,6 +119,19 @@ def number_axis(values: Sequence[float]) -> dict[str, Any]:
     return axis | {"tickvals": ticks, "ticktext": [f"{tick:.4g}" for tick in ticks]}
 
 
+def time_axis(seconds: Sequence[float]) -> dict[str, Any]:
+    """The properties of an axis for times: logarithmic where they span more than a factor 10."""
+    axis: dict[str, Any] = {"title": {"text": "Seconds"}}
+    if not 0 < min(seconds) * 10 < max(seconds):
+        return axis | {"rangemode": "tozero"}
+    ticks = _decades(min(seconds), max(seconds))
+    return axis | {
+        "type": "log",
+        "tickvals": ticks,
+        "ticktext": [f"{tick:.4g}" for tick in ticks],
+    }
+
+
 def _powers_of_two(low: float, high: float) -> list[int]:
     exponents = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     return [2**exponent for exponent in exponents[:: math.ceil(len(exponents) / 7) or 1]]

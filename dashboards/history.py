@@ -8,26 +8,24 @@ from dashboards.queries import Group, StudyView
 
 
 def history_figure(view: StudyView) -> go.Figure:
-    """Complete trials and the best so far; below, the hypervolume after each finished trial."""
-    figure = theme.figure(480)
+    """Complete trials and the best so far; below, the hypervolume after each finished trial.
+
+    Where quality is the only objective, the best so far is all there is.
+    """
+    alone = len(view.objectives) == 1
+    figure = theme.figure(320 if alone else 480)
     last = len(view.trials)
     figure.update_layout(
         xaxis=theme.axis(
             title={"text": "Trial"},
-            anchor="y2",
+            anchor="y" if alone else "y2",
             range=[-0.02 * last, 1.02 * last],
             dtick=1 if last <= 10 else None,
         ),
         yaxis=theme.axis(
             title={"text": "Validation NDCG@10"},
-            domain=[0.44, 1],
+            domain=[0 if alone else 0.44, 1],
             range=value_range(view.qualities),
-        ),
-        yaxis2=theme.axis(
-            title={"text": "Hypervolume"},
-            domain=[0, 0.36],
-            range=value_range([moment.hypervolume for moment in view.history]),
-            nticks=5,
         ),
     )
     color = theme.MARKS["front"].color
@@ -35,7 +33,7 @@ def history_figure(view: StudyView) -> go.Figure:
     figure.add_trace(
         theme.step([number for number, _ in bests], [best for _, best in bests], color)
     )
-    groups: tuple[Group, ...] = ("dominated", "front")
+    groups: tuple[Group, ...] = ("dominated", "best" if alone else "front")
     for group in groups:
         trials = view.of(group)
         figure.add_trace(
@@ -47,15 +45,26 @@ def history_figure(view: StudyView) -> go.Figure:
                 hovertemplate=theme.template(group, "NDCG@10 %{y:.4f}"),
             )
         )
+    if not alone:
+        _draw_hypervolume(figure, view)
+    return figure
+
+
+def _draw_hypervolume(figure: go.Figure, view: StudyView) -> None:
+    volumes = [moment.hypervolume for moment in view.history]
+    figure.update_layout(
+        yaxis2=theme.axis(
+            title={"text": "Hypervolume"}, domain=[0, 0.36], range=value_range(volumes), nticks=5
+        )
+    )
     figure.add_trace(
         theme.step(
             [moment.number for moment in view.history],
-            [moment.hypervolume for moment in view.history],
-            color,
+            volumes,
+            theme.MARKS["front"].color,
             yaxis="y2",
             mode="lines" if len(view.history) > 1 else "markers",
             hoverinfo=None,
             hovertemplate="after trial %{x}: hypervolume %{y:.4f}<extra></extra>",
         )
     )
-    return figure

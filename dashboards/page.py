@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from dashboards import words
+from dashboards.duration import duration_figure
 from dashboards.history import history_figure
+from dashboards.notes import notes
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
@@ -37,11 +39,19 @@ def render(view: StudyView) -> str:
             "Validation NDCG@10 of every trial against its peak memory",
             "No trial has a known peak memory yet.",
         ),
+        duration=_place(
+            figures,
+            "duration",
+            "Validation NDCG@10 of complete trials against their seconds",
+            "No trial has trained to its end within the budget, so none has a quality.",
+        )
+        if "time" in view.objectives
+        else "",
         not_drawn=html.escape(words.not_drawn(view)),
         history=_place(
             figures,
             "history",
-            "Best validation NDCG@10 and hypervolume over the trials",
+            "The best quality found so far, over the trials",
             "No trial has trained to its end within the budget, so none has a quality.",
         ),
         parameters=_parameters(view, figures),
@@ -49,6 +59,7 @@ def render(view: StudyView) -> str:
         figures=f"{{{figures_json}}}",
         runs=json.dumps(runs).replace("<", r"\u003c"),
         plotly=get_plotlyjs(),
+        **notes(view.objectives[1:]),
     )
 
 
@@ -57,6 +68,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
     figures = {}
     if view.measured:
         figures["front"] = pareto_figure(view)
+    if "time" in view.objectives and view.timed:
+        figures["duration"] = duration_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
     for index, name in enumerate(view.open):
@@ -106,8 +119,10 @@ def _facts(view: StudyView) -> str:
         ("Split", html.escape(view.split)),
         ("Memory budget", format_bytes(view.budget)),
         ("Memory figures from", html.escape(words.MEMORY_SOURCES[view.memory_source])),
-        ("Hypervolume", f"{view.history[-1].hypervolume:.4f}" if view.history else "none yet"),
     ]
+    if len(view.objectives) > 1:
+        volume = f"{view.history[-1].hypervolume:.4f}" if view.history else "none yet"
+        facts.append(("Hypervolume", volume))
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     marks = f'<ul class="marks">{marks or "<li>none yet</li>"}</ul>'
     total = f'<div class="wide"><dt>Trials, {len(view.trials)} in all</dt><dd>{marks}</dd></div>'

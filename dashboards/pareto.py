@@ -9,13 +9,17 @@ import plotly.graph_objects as go
 
 from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
+from dashboards.duration import color_by_time
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.budget import format_bytes
+from study.front import pareto_front
 
 _PANE, _ROW, _GAP = 360, 26, 22
 """Pixels: the plot of quality, a row of the strip below it, and what is between them."""
 
 _TOP, _BOTTOM = 58, 56
+_SCALE = 34
+"""Pixels above the legend, where colours say what trials took."""
 
 _NUMBER_SPACING = 0.06
 """Share of the axis between two trials of the front whose numbers do not overlap on a phone."""
@@ -33,9 +37,11 @@ def pareto_figure(view: StudyView) -> go.Figure:
     pane = _PANE if view.complete else 0
     gap = _GAP if view.complete and rows else 0
     plot = pane + gap + _ROW * len(rows) or _PANE
-    figure = theme.figure(plot + _TOP + _BOTTOM)
+    timed = view.front and {"memory", "time"} <= set(view.objectives)
+    top = _TOP + (_SCALE if timed else 0)
+    figure = theme.figure(plot + top + _BOTTOM)
     figure.update_layout(
-        margin={"t": _TOP, "b": _BOTTOM},
+        margin={"t": top, "b": _BOTTOM},
         xaxis=theme.axis(**axis.layout(), anchor="y2" if rows else "y"),
         yaxis=theme.axis(
             title={"text": "Validation NDCG@10"},
@@ -49,12 +55,14 @@ def pareto_figure(view: StudyView) -> go.Figure:
     _draw_budget(figure, view, axis)
     if view.front:
         _draw_front(figure, view, axis)
+    if timed:
+        color_by_time(figure, view, 1 + _TOP / plot)
     dominated = view.of("dominated")
     if dominated:
         quality = [trial.quality for trial in dominated]
         figure.add_trace(
             theme.points(
-                "dominated", dominated, axis.places(dominated), quality, **_hover(dominated)
+                "dominated", dominated, axis.places(dominated), quality, **theme.hovers(dominated)
             )
         )
     for row, group in enumerate(rows):
@@ -67,7 +75,7 @@ def pareto_figure(view: StudyView) -> go.Figure:
                 [row] * len(trials),
                 yaxis="y2",
                 showlegend=False,
-                **_hover(trials),
+                **theme.hovers(trials),
             )
         )
     if rows:
@@ -85,32 +93,37 @@ def pareto_figure(view: StudyView) -> go.Figure:
 
 
 def _draw_front(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
-    x = axis.places(view.front)
-    y = [trial.quality for trial in view.front]
-    # Beyond the last trial more memory buys nothing: the line goes on to the budget.
-    end = max(axis.place(min(view.budget, axis.high)), x[-1])
-    figure.add_trace(theme.step([*x, end], [*y, y[-1]], theme.MARKS["front"].color))
+    front = sorted(view.front, key=lambda trial: trial.memory or 0)
+    x = axis.places(front)
+    y = [trial.quality or 0.0 for trial in front]
+    if "memory" in view.objectives:
+        # Beyond its last trial more memory buys nothing: the line goes on to the budget.
+        end = max(axis.place(min(view.budget, axis.high)), x[-1])
+        best = pareto_front(list(zip(y, x, strict=True)))
+        figure.add_trace(
+            theme.step(
+                [*(x[index] for index in best), end],
+                [*(y[index] for index in best), y[best[-1]]],
+                theme.MARKS["front"].color,
+            )
+        )
     figure.add_trace(
         theme.points(
-            "front",
-            view.front,
+            front[0].group,
+            front,
             x,
             y,
             mode="markers+text",
             textfont={"size": 11},
-            **_numbers(view, axis),
-            **_hover(view.front),
+            **_numbers(front, axis),
+            **theme.hovers(front),
         )
     )
 
 
-def _hover(trials: Sequence[TrialView]) -> dict[str, Any]:
-    return {"hoverinfo": "text", "hovertext": [theme.full_hover(trial) for trial in trials]}
-
-
-def _numbers(view: StudyView, axis: MemoryAxis) -> dict[str, Any]:
+def _numbers(front: Sequence[TrialView], axis: MemoryAxis) -> dict[str, Any]:
     """The front's trial numbers, on the side that is free; without one, none is shown."""
-    shares = [-math.inf, *(axis.share(trial.memory or 0) for trial in view.front), math.inf]
+    shares = [-math.inf, *(axis.share(trial.memory or 0) for trial in front), math.inf]
     gaps = [right - left for left, right in pairwise(shares)]
     lefts = [gap >= _NUMBER_SPACING for gap in gaps[:-1]]
     # To the right there must be room for the number of the next trial, too.
@@ -118,7 +131,7 @@ def _numbers(view: StudyView, axis: MemoryAxis) -> dict[str, Any]:
     return {
         "text": [
             str(trial.number) if left or right else ""
-            for trial, left, right in zip(view.front, lefts, rights, strict=True)
+            for trial, left, right in zip(front, lefts, rights, strict=True)
         ],
         "textposition": ["top left" if left else "top right" for left in lefts],
     }

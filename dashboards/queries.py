@@ -13,12 +13,21 @@ from study.records import StudyRecord, TrialRecord
 from study.tracking import hide_credentials
 
 Group = Literal[
-    "front", "dominated", "infeasible", "diverged", "pruned", "failed", "running", "waiting"
+    "front",
+    "best",
+    "dominated",
+    "infeasible",
+    "diverged",
+    "pruned",
+    "failed",
+    "running",
+    "waiting",
 ]
-"""How a trial is drawn: its outcome, complete ones told apart by the front."""
+"""How a trial is drawn: its outcome, complete ones told apart by the front, or the best one."""
 
 WORDS: dict[Group, str] = {
     "front": "on the front",
+    "best": "best",
     "dominated": "dominated",
     "infeasible": "over budget",
     "diverged": "diverged",
@@ -109,12 +118,13 @@ class StudyView:
         name: Its name.
         data: The data set's name.
         split: How the data is split.
+        objectives: What it searches for; see `study.front`.
         budget: The memory budget in bytes.
         memory_source: "cuda" or "tracked"; see `objectives.trial.MemorySource`.
         open: The parameters that the search chooses.
         space: All settings: a list where open.
         trials: All trials, by number.
-        front: Those on the Pareto front, by rising memory.
+        front: Those on the Pareto front, by rising memory or time; the best if quality is alone.
         best: The best one within the budget; None while there is none.
         history: A moment per finished trial, by number.
         baseline: Test NDCG@10 of recommending the most popular items; None where not known.
@@ -124,6 +134,7 @@ class StudyView:
     name: str
     data: str
     split: str
+    objectives: tuple[str, ...]
     budget: int
     memory_source: str
     open: tuple[str, ...]
@@ -146,6 +157,11 @@ class StudyView:
         return [trial.quality for trial in self.trials if trial.quality is not None]
 
     @property
+    def timed(self) -> list[TrialView]:
+        """Complete trials whose time is known, by number."""
+        return [trial for trial in self.complete if trial.seconds is not None]
+
+    @property
     def measured(self) -> list[TrialView]:
         """Trials whose peak memory is known, by number."""
         return [trial for trial in self.trials if trial.memory is not None]
@@ -160,7 +176,8 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
     record = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
     store = hide_credentials(tracking_store)
     front = [trial.number for trial in record.front()]
-    trials = {trial.number: _trial(trial, front, store) for trial in record.trials}
+    chosen: Group = "front" if len(record.objectives) > 1 else "best"
+    trials = {trial.number: _trial(trial, front, chosen, store) for trial in record.trials}
     best = record.best()
     identity = record.identity
     baseline = record.baseline.get("ndcg_at_10")
@@ -168,6 +185,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
         name=record.name,
         data=identity["data"]["name"],
         split=identity["data"]["split"],
+        objectives=tuple(record.objectives),
         budget=record.budget,
         memory_source=identity["memory_source"],
         open=tuple(identity["open"]),
@@ -200,10 +218,10 @@ def _with_sound_numbers(trial: TrialRecord) -> TrialRecord:
     return replace(sound, outcome="diverged", reason=missing)
 
 
-def _trial(trial: TrialRecord, front: list[int], store: str) -> TrialView:
+def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> TrialView:
     group: Group
     if trial.outcome == "complete":
-        group = "front" if trial.number in front else "dominated"
+        group = chosen if trial.number in front else "dominated"
     else:
         group = trial.outcome
     return TrialView(

@@ -25,6 +25,7 @@ class Mark:
 # After Okabe and Ito's colour-blind safe palette, at a lightness that light and dark pages bear.
 MARKS: dict[Group, Mark] = {
     "front": Mark("#1f7ac4", "circle", 10),
+    "best": Mark("#1f7ac4", "circle", 10),
     "dominated": Mark("#7f8ea0", "circle-open", 8),
     "infeasible": Mark("#d98200", "diamond", 8),
     "diverged": Mark("#cf4a2c", "x", 8),
@@ -111,6 +112,11 @@ def full_hover(trial: TrialView) -> str:
     if trial.run_url is not None:
         shown.append("<i>a click opens its run</i>")
     return "<br>".join(shown)
+
+
+def hovers(trials: Sequence[TrialView]) -> dict[str, Any]:
+    """The properties of a trace whose points say all that is known of their trials."""
+    return {"hoverinfo": "text", "hovertext": [full_hover(trial) for trial in trials]}
 
 
 def template(group: Group, *lines: str) -> str:

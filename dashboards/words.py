@@ -20,31 +20,46 @@ def summary(view: StudyView) -> str:
     if best is None:
         return (
             f"None of the trials that have ended ({len(ended)}) trained to its end within the "
-            f"memory budget of {format_bytes(view.budget)}: there is no Pareto front yet."
+            f"memory budget of {format_bytes(view.budget)}: there is no "
+            f"{'Pareto front' if len(view.objectives) > 1 else 'best one'} yet."
         )
     sentences = [
         f"Trial {best.number} is the best within {format_bytes(view.budget)}: it reaches a "
         f"validation NDCG@10 of {best.quality:.4f} with a peak memory of {best.memory_text}.",
-        _cheapest(view.front[0], best),
+        _cheapest(view, best),
         _comparison(view, best),
     ]
     return " ".join(filter(None, sentences))
 
 
-def _cheapest(cheapest: TrialView, best: TrialView) -> str:
-    assert best.quality is not None
-    assert best.memory is not None
-    assert cheapest.quality is not None
-    assert cheapest.memory is not None
-    if cheapest == best:
-        return "No other trial is on the front: none needs less memory."
-    text = (
-        f"The cheapest point of the front, trial {cheapest.number}, needs {cheapest.memory_text} "
-        f"({_percent(cheapest.memory / best.memory)} of that) and reaches {cheapest.quality:.4f}"
+def _cheapest(view: StudyView, best: TrialView) -> str:
+    if len(view.objectives) == 1:
+        return ""
+    if len(view.front) == 1:
+        less = {"memory": "needs less memory", "time": "takes less time"}
+        none = " or ".join(less[cost] for cost in view.objectives[1:])
+        return f"No other trial is on the front: none {none}."
+    sentences = []
+    if "memory" in view.objectives:
+        least = min(view.front, key=lambda trial: trial.memory or 0)
+        need = f"needs {least.memory_text}{_share(least.memory, best.memory)}"
+        sentences.append(_reaches("cheapest", least, need, best))
+    if "time" in view.objectives:
+        least = min(view.front, key=lambda trial: trial.seconds or 0.0)
+        need = f"takes {least.seconds or 0.0:.1f} s, against {best.seconds or 0.0:.1f} s,"
+        sentences.append(_reaches("quickest", least, need, best))
+    return " ".join(sentences)
+
+
+def _reaches(word: str, trial: TrialView, need: str, best: TrialView) -> str:
+    return (
+        f"The {word} point of the front, trial {trial.number}, {need} and reaches "
+        f"{trial.quality:.4f}{_share(trial.quality, best.quality)}."
     )
-    if best.quality <= 0:
-        return f"{text}."
-    return f"{text} ({_percent(cheapest.quality / best.quality)} of that)."
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f" ({_percent(part / whole)} of that)" if part is not None and whole else ""
 
 
 def _percent(share: float) -> str:
