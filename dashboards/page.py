@@ -123,6 +123,9 @@ def _facts(view: StudyView) -> str:
     if len(view.objectives) > 1:
         volume = f"{view.history[-1].hypervolume:.4f}" if view.history else "none yet"
         facts.append(("Hypervolume", volume))
+    if view.expected_gain is not None:
+        what = "hypervolume" if len(view.objectives) > 1 else "best quality"
+        facts.append(("As many trials again", f"may add {view.expected_gain:.1%} to the {what}"))
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     marks = f'<ul class="marks">{marks or "<li>none yet</li>"}</ul>'
     total = f'<div class="wide"><dt>Trials, {len(view.trials)} in all</dt><dd>{marks}</dd></div>'

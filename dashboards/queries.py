@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard
 
 from study.budget import format_bytes
-from study.front import Point, hypervolume, pareto_front
 from study.progress import short
 from study.records import StudyRecord, TrialRecord
+from study.stopping import expected_gain, hypervolumes
 from study.tracking import hide_credentials
 
 Group = Literal[
@@ -127,6 +127,8 @@ class StudyView:
         front: Those on the Pareto front, by rising memory or time; the best if quality is alone.
         best: The best one within the budget; None while there is none.
         history: A moment per finished trial, by number.
+        expected_gain: What as many trials again may add to the hypervolume, as a share; None where
+            nothing can be said.
         baseline: Test NDCG@10 of recommending the most popular items; None where not known.
         tracking_store: URI of MLflow's store, without credentials.
     """
@@ -143,6 +145,7 @@ class StudyView:
     front: tuple[TrialView, ...]
     best: TrialView | None
     history: tuple[Moment, ...]
+    expected_gain: float | None
     baseline: float | None
     tracking_store: str
 
@@ -194,6 +197,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
         front=tuple(trials[number] for number in front),
         best=None if best is None else trials[best.number],
         history=tuple(_history(record)),
+        expected_gain=expected_gain(record),
         baseline=baseline if _is_number(baseline) else None,
         tracking_store=store,
     )
@@ -247,12 +251,8 @@ def _run_url(store: str, run: str | None) -> str | None:
 
 
 def _history(record: StudyRecord) -> Iterator[Moment]:
-    front: list[Point] = []
-    best, volume = None, 0.0
-    for trial in record.finished:
-        if trial.outcome == "complete":
-            points = [*front, record.point(trial)]
-            front = [points[index] for index in pareto_front(points)]
-            best = max(quality for quality, *_ in front)
-            volume = hypervolume(front, *record.limits)
+    best: float | None = None
+    for trial, volume in zip(record.finished, hypervolumes(record), strict=True):
+        if trial.quality is not None and trial.outcome == "complete":
+            best = trial.quality if best is None else max(best, trial.quality)
         yield Moment(trial.number, best, volume)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from objectives.trial import QUALITY
 from study.budget import format_bytes
 from study.records import StudyRecord, TrialRecord
+from study.stopping import expected_gain
 
 _WORDS = {"complete": "ok", "infeasible": "over budget"}
 
@@ -58,7 +59,7 @@ class StudyProgress:
         self._count(record, "")
         if trial.was_refused:
             return
-        self.say(trial_line(trial, record.best()))
+        self.say(trial_line(trial, record.best(), expected_gain(record)))
 
     def _count(self, record: StudyRecord, running: str) -> None:
         best = record.best()
@@ -67,11 +68,20 @@ class StudyProgress:
             tally += f", {len(record.refused)} refused"
         if best is not None:
             tally += f", best {best.quality:.4f}"
+        gain = expected_gain(record)
+        if gain is not None:
+            tally += f", as many again may add {gain:.1%}"
         self._bar.update(self._task, completed=len(record.finished), tally=tally, running=running)
 
 
-def trial_line(trial: TrialRecord, best: TrialRecord | None) -> str:
-    """One line for one trial: number, outcome, quality, memory, parameters, time, best so far."""
+def trial_line(trial: TrialRecord, best: TrialRecord | None, gain: float | None) -> str:
+    """One line for one trial: number, outcome, quality, memory, parameters, time, then the study.
+
+    Args:
+        trial: The trial.
+        best: The best one so far.
+        gain: What as many trials again may add to the hypervolume, as a share.
+    """
     parts = [f"trial {trial.number:>3} {_WORDS.get(trial.outcome, trial.outcome):<11}"]
     if trial.quality is not None:
         parts.append(f"NDCG@10 {trial.quality:.4f}")
@@ -84,6 +94,8 @@ def trial_line(trial: TrialRecord, best: TrialRecord | None) -> str:
         parts.append(trial.reason)
     if best is not None:
         parts.append(f"best {best.quality:.4f} (trial {best.number})")
+    if gain is not None:
+        parts.append(f"as many trials again may add {gain:.1%}")
     return "  ".join(parts)
 
 

@@ -131,6 +131,7 @@ def _run_study(
     from study.pruning import Pruner
     from study.records import read
     from study.sampling import build_sampler, check_front
+    from study.stopping import is_exhausted
     from study.tracking import Tracker, check_server
     from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
@@ -189,7 +190,7 @@ def _run_study(
         try:
             with stop.listening():
                 timeout = None if spec.timeout is None else spec.timeout.total_seconds()
-                worker.run(spec.n_trials, timeout)
+                worker.run(spec.n_trials, timeout, spec.patience)
         except (MachineFailedError, NothingFitsError) as error:
             failure = str(error)
         except KeyboardInterrupt:
@@ -204,6 +205,11 @@ def _run_study(
             "next python -m study.run sends them"
         )
     _print_result(record, report, spec, as_json=as_json)
+    if len(record.finished) < spec.n_trials and is_exhausted(record, spec.patience):
+        cli.say(
+            f"the last {spec.patience} trials did not add to the front: the search has ended; "
+            "a larger --patience goes on"
+        )
     if record.refused:
         cli.say(
             f"{len(record.refused)} more configurations were predicted to exceed the budget, and "
@@ -323,6 +329,7 @@ def _print_result(
 ) -> None:
     from study.best import as_json as trial_as_json
     from study.best import front_table
+    from study.stopping import expected_gain
 
     if as_json:
         print(
@@ -332,6 +339,7 @@ def _print_result(
                     "trials": len(record.finished),
                     "feasible": len(record.complete),
                     "refused": len(record.refused),
+                    "expected_gain": expected_gain(record),
                     "front": [trial_as_json(trial) for trial in record.front()],
                     "baseline": record.baseline,
                     "report": str(report[0]) if report else None,

@@ -112,6 +112,12 @@ class StudySpec(DataConfig):
     timeout: Annotated[timedelta, BeforeValidator(_parse_duration)] | None = Field(
         None, description="start no further trial after this long, such as 90s, 30m or 2h"
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end the search once the hypervolume of the front has not grown in so many "
+        "finished trials",
+    )
     memory_budget: Annotated[int | Share, PlainValidator(parse_budget)] | None = Field(
         None,
         description="what a trial may allocate: a size such as 6GiB; a share such as 90%% of the "
@@ -248,6 +254,7 @@ _METAVARS = {
     "study": "NAME",
     "n_trials": "N",
     "timeout": "TIME",
+    "patience": "N",
     "memory_budget": "SIZE|SHARE|CARD",
     "spend_budget": "SETTING",
     "objectives": "NAME",

@@ -22,12 +22,14 @@ def _status(arguments: argparse.Namespace) -> int:
     from study.best import as_json, front_table
     from study.budget import format_bytes
     from study.records import find, read
+    from study.stopping import expected_gain
 
     ledger = find(arguments.study, arguments.storage, arguments.output_dir)
     record = read(ledger)
     outcomes = Counter(
         "refused" if trial.was_refused else trial.outcome for trial in record.trials
     )
+    gain = expected_gain(record)
     running = [
         (trial.number, ledger.epochs(trial.number))
         for trial in record.trials
@@ -43,6 +45,7 @@ def _status(arguments: argparse.Namespace) -> int:
                     "finished": len(record.finished),
                     "refused": len(record.refused),
                     "outcomes": dict(outcomes),
+                    "expected_gain": gain,
                     "running": [
                         {"trial": number, "epochs": len(epochs)} for number, epochs in running
                     ],
@@ -58,6 +61,8 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"memory budget {format_bytes(record.budget)}")
     for number, epochs in running:
         print(f"trial {number} is running, {len(epochs)} epochs done")
+    if gain is not None:
+        print(f"as many trials again may add {gain:.1%} to the hypervolume of the front")
     print(front_table(record))
     return cli.OK
 

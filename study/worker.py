@@ -31,6 +31,7 @@ from study.progress import StudyProgress
 from study.pruning import Dominated, Pruner
 from study.records import RESULT, SPENT, StudyRecord, read
 from study.space import Space
+from study.stopping import is_exhausted
 from study.tracking import Tracker
 
 _MAX_RETRIES = 2
@@ -142,10 +143,15 @@ class Worker:
         self._tracker = tracker
         self._stop = stop
 
-    def run(self, n_trials: int, timeout: float | None = None) -> None:
-        """Runs trials until the study has its total, time is up, or the user stops it.
+    def run(
+        self, n_trials: int, timeout: float | None = None, patience: int | None = None
+    ) -> None:
+        """Runs trials until the search is over, time is up, or the user stops it.
 
-        Configurations that the gate refuses do not count.
+        Args:
+            n_trials: Total of the study; configurations that the gate refuses do not count.
+            timeout: Seconds after which no further trial is started.
+            patience: The search is over, too, after so many trials without a gain of the front.
 
         Raises:
             MachineFailedError: Several trials in a row failed for the machine's reasons.
@@ -157,7 +163,7 @@ class Worker:
         faults = 0
         while not self._stop.code and (deadline is None or time.monotonic() < deadline):
             record = read(self.ledger)
-            if len(record.finished) >= n_trials:
+            if len(record.finished) >= n_trials or is_exhausted(record, patience):
                 return
             refused = list(
                 itertools.takewhile(lambda trial: trial.was_refused, reversed(record.trials))

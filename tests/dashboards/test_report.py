@@ -77,6 +77,12 @@ def test_table_lists_the_front(mixed: StudyRecord) -> None:
     assert len(cells) == 3
 
 
+def test_what_more_trials_may_add_is_shown(make_trial: MakeTrial, make_study: MakeStudy) -> None:
+    trials = [make_trial(number) for number in range(10)]
+    page = without_plotly(render_page(make_study(*trials)))
+    assert "<dt>As many trials again</dt><dd>may add 0.0% to it</dd>" in page
+
+
 def test_runs_of_a_server_are_linked_without_its_password(mixed: StudyRecord) -> None:
     page = without_plotly(render_page(mixed, "http://me:secret@mlflow.lan:5000/"))
     assert f'href="http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page

@@ -110,6 +110,17 @@ def test_the_best_trial_runs_again_from_its_file(finished: Path) -> None:
     assert (unwritable.returncode, unwritable.stderr.count("\n")) == (2, 1)
 
 
+def test_a_search_ends_by_patience(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    run = ["--data", "tiny.csv", *SMALL, "--n-trials", "40", "--patience", "2"]
+    assert study.run.main(run) == cli.OK
+    _, err = capsys.readouterr()
+    assert err.count("the last 2 trials did not add to the front: the search has ended") == 1
+    assert len(read(find(None, None, Path("runs"))).finished) < 40
+
+
 LOSSES = ["cce-", "sce", "rece", "bce+", "cce"]
 OWN = {"cce-": "negatives", "bce+": "negatives", "sce": "bucket_items"}
 
