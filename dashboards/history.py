@@ -14,7 +14,7 @@ def history_figure(view: StudyView) -> go.Figure:
     """
     alone = len(view.objectives) == 1
     figure = theme.figure(320 if alone else 480)
-    last = len(view.trials)
+    last = view.trials[-1].number + 1 if view.trials else 0
     figure.update_layout(
         xaxis=theme.axis(
             title={"text": "Trial"},

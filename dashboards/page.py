@@ -165,7 +165,7 @@ def _row(view: StudyView, trial: TrialView) -> str:
     cells = [
         str(trial.number),
         trial.memory_text,
-        f"{trial.quality:.4f}",
+        trial.quality_text,
         _decimals(trial.metrics.get("test/ndcg_at_10"), 4),
         _decimals(trial.metrics.get("test/hit_rate_at_10"), 4),
         _decimals(trial.seconds, 1),

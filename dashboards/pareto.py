@@ -46,7 +46,7 @@ def pareto_figure(view: StudyView) -> go.Figure:
         yaxis=theme.axis(
             title={"text": "Validation NDCG@10"},
             domain=[1 - pane / plot, 1],
-            range=value_range(view.qualities),
+            range=value_range([end for trial in view.complete for end in _ends(trial)]),
             visible=bool(view.complete),
         ),
         showlegend=bool(view.of("dominated")),
@@ -62,7 +62,12 @@ def pareto_figure(view: StudyView) -> go.Figure:
         quality = [trial.quality for trial in dominated]
         figure.add_trace(
             theme.points(
-                "dominated", dominated, axis.places(dominated), quality, **theme.hovers(dominated)
+                "dominated",
+                dominated,
+                axis.places(dominated),
+                quality,
+                **_error_bars(dominated),
+                **theme.hovers(dominated),
             )
         )
     for row, group in enumerate(rows):
@@ -116,9 +121,24 @@ def _draw_front(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
             mode="markers+text",
             textfont={"size": 11},
             **_numbers(front, axis),
+            **_error_bars(front),
             **theme.hovers(front),
         )
     )
+
+
+def _ends(trial: TrialView) -> tuple[float, float]:
+    """Quality less and plus its standard deviation."""
+    assert trial.quality is not None
+    spread = trial.spread or 0.0
+    return trial.quality - spread, trial.quality + spread
+
+
+def _error_bars(trials: Sequence[TrialView]) -> dict[str, Any]:
+    """One standard deviation to both sides, where there were several trainings."""
+    if not any(trial.spread for trial in trials):
+        return {}
+    return {"error_y": {"array": [trial.spread or 0 for trial in trials], "thickness": 1.5}}
 
 
 def _numbers(front: Sequence[TrialView], axis: MemoryAxis) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeGuard
 
 from study.budget import format_bytes
 from study.progress import short
-from study.records import StudyRecord, TrialRecord
+from study.records import StudyRecord, TrialRecord, spread_text
 from study.stopping import expected_gain, hypervolumes
 from study.tracking import hide_credentials
 
@@ -41,12 +41,14 @@ WORDS: dict[Group, str] = {
 
 @dataclass(frozen=True)
 class TrialView:
-    """One trial.
+    """One trial, with the figures of all its trainings if it was repeated.
 
     Attributes:
         number: Its number in the study, from 0.
         group: How it is drawn.
         quality: Validation NDCG@10; a finite number if complete, else None.
+        spread: Standard deviation of the quality of several trainings; None of a single one.
+        trainings: How many trainings its figures are of.
         memory: Peak memory in bytes; None where not known, never if complete.
         at_least: True where the peak is a lower bound.
         seconds: Wall time; None where not known.
@@ -60,6 +62,8 @@ class TrialView:
     number: int
     group: Group
     quality: float | None
+    spread: float | None
+    trainings: int
     memory: int | None
     at_least: bool
     seconds: float | None
@@ -68,6 +72,11 @@ class TrialView:
     reason: str
     run: str | None
     run_url: str | None
+
+    @property
+    def quality_text(self) -> str:
+        """Quality for people."""
+        return spread_text(self.quality, self.spread, self.trainings)
 
     @property
     def memory_text(self) -> str:
@@ -81,7 +90,7 @@ class TrialView:
         """What is known of the trial, as pairs of a name and a text; nothing is escaped."""
         facts = []
         if self.quality is not None:
-            facts.append(("NDCG@10, validation", f"{self.quality:.4f}"))
+            facts.append(("NDCG@10, validation", self.quality_text))
         if "test/ndcg_at_10" in self.metrics:
             facts.append(("NDCG@10, test", f"{self.metrics['test/ndcg_at_10']:.4f}"))
         facts.append(("peak memory", self.memory_text))
@@ -123,7 +132,7 @@ class StudyView:
         memory_source: "cuda" or "tracked"; see `objectives.trial.MemorySource`.
         open: The parameters that the search chooses.
         space: All settings: a list where open.
-        trials: All trials, by number.
+        trials: All trials but repeats, by number.
         front: Those on the Pareto front, by rising memory or time; the best if quality is alone.
         best: The best one within the budget; None while there is none.
         history: A moment per finished trial, by number.
@@ -176,7 +185,8 @@ class StudyView:
 
 def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
     """The view of a study whose runs are in an MLflow store of that URI."""
-    record = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
+    sound = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
+    record = replace(sound, trials=tuple(sound.configurations))
     store = hide_credentials(tracking_store)
     front = [trial.number for trial in record.front()]
     chosen: Group = "front" if len(record.objectives) > 1 else "best"
@@ -197,7 +207,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
         front=tuple(trials[number] for number in front),
         best=None if best is None else trials[best.number],
         history=tuple(_history(record)),
-        expected_gain=expected_gain(record),
+        expected_gain=expected_gain(sound),
         baseline=baseline if _is_number(baseline) else None,
         tracking_store=store,
     )
@@ -232,6 +242,8 @@ def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> T
         number=trial.number,
         group=group,
         quality=trial.quality if trial.outcome == "complete" else None,
+        spread=trial.spread,
+        trainings=trial.trainings,
         memory=trial.peak_memory,
         at_least=trial.at_least,
         seconds=trial.seconds,

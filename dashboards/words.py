@@ -25,7 +25,7 @@ def summary(view: StudyView) -> str:
         )
     sentences = [
         f"Trial {best.number} is the best within {format_bytes(view.budget)}: it reaches a "
-        f"validation NDCG@10 of {best.quality:.4f} with a peak memory of {best.memory_text}.",
+        f"validation NDCG@10 of {best.quality_text} with a peak memory of {best.memory_text}.",
         _cheapest(view, best),
         _comparison(view, best),
     ]

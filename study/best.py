@@ -96,10 +96,12 @@ def _parse_seconds(text: str | None) -> float:
 
 
 def as_json(trial: "TrialRecord") -> dict[str, Any]:
-    """A complete trial for machines; memory in bytes."""
+    """A complete trial for machines; memory in bytes, figures of all its trainings."""
     return {
         "trial": trial.number,
         "ndcg_at_10": trial.quality,
+        "ndcg_at_10_std": trial.spread,
+        "trainings": trial.trainings,
         "peak_memory_bytes": trial.peak_memory,
         "seconds": trial.seconds,
         "params": dict(trial.params),
@@ -148,7 +150,7 @@ def trial_table(trial: "TrialRecord") -> str:
     assert trial.peak_memory is not None
     rows = [
         ("trial", str(trial.number)),
-        ("NDCG@10, validation", f"{trial.quality:.4f}"),
+        ("NDCG@10, validation", trial.quality_text),
         (
             "NDCG@10, test",
             f"{trial.metrics['test/ndcg_at_10']:.4f}"
@@ -180,7 +182,7 @@ def front_table(record: "StudyRecord") -> str:
             str(trial.number),
             format_bytes(trial.peak_memory or 0),
             *([f"{trial.seconds:.1f}"] if timed else []),
-            f"{trial.quality:.4f}",
+            trial.quality_text,
             f"{trial.metrics.get('test/ndcg_at_10', float('nan')):.4f}",
             *(short(trial.params.get(name, "-")) for name in names),
         )

@@ -83,6 +83,8 @@ def trial_line(trial: TrialRecord, best: TrialRecord | None, gain: float | None)
         gain: What as many trials again may add to the hypervolume, as a share.
     """
     parts = [f"trial {trial.number:>3} {_WORDS.get(trial.outcome, trial.outcome):<11}"]
+    if trial.repeat_of is not None:
+        parts.append(f"repeats trial {trial.repeat_of}")
     if trial.quality is not None:
         parts.append(f"NDCG@10 {trial.quality:.4f}")
     if trial.peak_memory is not None:

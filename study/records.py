@@ -1,8 +1,9 @@
 """A study as it stands, read from its storage: what status, best, the report and the app show."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ RESULT = "result"
 """User attribute of a trial with all that was measured; see `TrialRecord`."""
 SPENT = "spent"
 """User attribute of a trial with what it took of the setting that spends the budget."""
+REPEATS = "repeats"
+"""User attribute of a trial with the number of the trial whose configuration it trains again."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ class TrialRecord:
         retry_of: The failed trial that this one repeats.
         mlflow_run: Its run in MLflow, once it has one.
         launched: Whether it has begun to train.
+        repeat_of: The trial whose configuration this one trains again, with another seed.
+        trainings: How many trainings its figures are of; see `StudyRecord.configurations`.
+        spread: Standard deviation of their quality; None of a single one.
     """
 
     number: int
@@ -65,6 +71,14 @@ class TrialRecord:
     retry_of: int | None
     mlflow_run: str | None
     launched: bool = True
+    repeat_of: int | None = None
+    trainings: int = 1
+    spread: float | None = None
+
+    @property
+    def quality_text(self) -> str:
+        """Quality for people: of several trainings with its standard deviation."""
+        return spread_text(self.quality, self.spread, self.trainings)
 
     @property
     def was_refused(self) -> bool:
@@ -97,12 +111,15 @@ class StudyRecord:
 
     @property
     def finished(self) -> list[TrialRecord]:
-        """Trials that count towards the total: all that ran and ended by their own doing."""
+        """Trials that count towards the total: all that ran and ended by their own doing.
+
+        Repeats do not count.
+        """
         uncounted = ("failed", "running", "waiting")
         return [
             trial
             for trial in self.trials
-            if trial.outcome not in uncounted and not trial.was_refused
+            if trial.outcome not in uncounted and not trial.was_refused and trial.repeat_of is None
         ]
 
     @property
@@ -111,9 +128,33 @@ class StudyRecord:
         return [trial for trial in self.trials if trial.was_refused]
 
     @property
+    def repeats(self) -> list[TrialRecord]:
+        """Trials that train a configuration again."""
+        return [trial for trial in self.trials if trial.repeat_of is not None]
+
+    @property
+    def configurations(self) -> list[TrialRecord]:
+        """The trials without repeats; one that was repeated has the figures of all its trainings.
+
+        Its quality, metrics and seconds are means, its peak memory the largest. If a training did
+        not reach its end, the configuration has that one's outcome and no quality: it does not
+        train reliably within the budget.
+        """
+        ended = ("complete", "infeasible", "diverged", "pruned")
+        repeats: dict[int | None, list[TrialRecord]] = {}
+        for trial in self.trials:
+            if trial.outcome in ended:
+                repeats.setdefault(trial.repeat_of, []).append(trial)
+        return [
+            _combined([trial, *repeats[trial.number]]) if trial.number in repeats else trial
+            for trial in self.trials
+            if trial.repeat_of is None
+        ]
+
+    @property
     def complete(self) -> list[TrialRecord]:
-        """Trials that trained to their end within the budget."""
-        return [trial for trial in self.trials if trial.outcome == "complete"]
+        """Configurations that trained to their end within the budget, every time."""
+        return [trial for trial in self.configurations if trial.outcome == "complete"]
 
     @property
     def objectives(self) -> list[str]:
@@ -139,6 +180,10 @@ class StudyRecord:
         complete = sorted(self.complete, key=_memory)
         return [complete[index] for index in pareto_front(list(map(self.point, complete)))]
 
+    def unconfirmed(self, trainings: int) -> TrialRecord | None:
+        """The first trial of the front that has had fewer trainings than that."""
+        return next((trial for trial in self.front() if trial.trainings < trainings), None)
+
     def best(self, budget: int | None = None, seconds: float = math.inf) -> TrialRecord | None:
         """The best complete trial within limits.
 
@@ -153,6 +198,43 @@ class StudyRecord:
             if _memory(trial) <= limit and (trial.seconds or 0.0) <= seconds
         ]
         return max(inside, key=lambda trial: trial.quality or 0.0, default=None)
+
+
+def _combined(trainings: Sequence[TrialRecord]) -> TrialRecord:
+    """One configuration of several trainings, the first of which gives it its number."""
+    first = trainings[0]
+    peak_memory = max(trial.peak_memory or 0 for trial in trainings)
+    for trial in trainings:
+        if trial.outcome != "complete":
+            return replace(
+                first,
+                outcome=trial.outcome,
+                reason=f"trained again as trial {trial.number}: {trial.reason}",
+                quality=None,
+                peak_memory=peak_memory,
+                at_least=trial.at_least,
+            )
+    qualities = [trial.quality for trial in trainings if trial.quality is not None]
+    return replace(
+        first,
+        quality=statistics.fmean(qualities),
+        spread=statistics.stdev(qualities),
+        trainings=len(trainings),
+        peak_memory=peak_memory,
+        seconds=statistics.fmean(trial.seconds or 0 for trial in trainings),
+        metrics={
+            name: statistics.fmean(trial.metrics[name] for trial in trainings)
+            for name in first.metrics
+            if all(name in trial.metrics for trial in trainings)
+        },
+    )
+
+
+def spread_text(quality: float | None, spread: float | None, trainings: int) -> str:
+    """Quality for people: of several trainings mean and standard deviation."""
+    if spread is None:
+        return f"{quality:.4f}"
+    return f"{quality:.4f} ± {spread:.4f} ({trainings} trainings)"
 
 
 def _memory(trial: TrialRecord) -> int:
@@ -199,6 +281,7 @@ def _trial(trial: FrozenTrial, mlflow_run: str | None) -> TrialRecord:
         retry_of=trial.user_attrs.get("retry_of"),
         mlflow_run=mlflow_run,
         launched="seed" in trial.user_attrs,
+        repeat_of=trial.user_attrs.get(REPEATS),
     )
 
 

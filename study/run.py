@@ -190,7 +190,7 @@ def _run_study(
         try:
             with stop.listening():
                 timeout = None if spec.timeout is None else spec.timeout.total_seconds()
-                worker.run(spec.n_trials, timeout, spec.patience)
+                worker.run(spec.n_trials, timeout, spec.patience, spec.confirm or 1)
         except (MachineFailedError, NothingFitsError) as error:
             failure = str(error)
         except KeyboardInterrupt:
@@ -339,6 +339,7 @@ def _print_result(
                     "trials": len(record.finished),
                     "feasible": len(record.complete),
                     "refused": len(record.refused),
+                    "repeats": len(record.repeats),
                     "expected_gain": expected_gain(record),
                     "front": [trial_as_json(trial) for trial in record.front()],
                     "baseline": record.baseline,

@@ -118,6 +118,12 @@ class StudySpec(DataConfig):
         description="end the search once the hypervolume of the front has not grown in so many "
         "finished trials",
     )
+    confirm: int | None = Field(
+        None,
+        ge=2,
+        description="after the search, train the configurations of the front with new seeds until "
+        "each has so many trainings, and rank the front by their means",
+    )
     memory_budget: Annotated[int | Share, PlainValidator(parse_budget)] | None = Field(
         None,
         description="what a trial may allocate: a size such as 6GiB; a share such as 90%% of the "
@@ -255,6 +261,7 @@ _METAVARS = {
     "n_trials": "N",
     "timeout": "TIME",
     "patience": "N",
+    "confirm": "K",
     "memory_budget": "SIZE|SHARE|CARD",
     "spend_budget": "SETTING",
     "objectives": "NAME",

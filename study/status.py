@@ -27,7 +27,9 @@ def _status(arguments: argparse.Namespace) -> int:
     ledger = find(arguments.study, arguments.storage, arguments.output_dir)
     record = read(ledger)
     outcomes = Counter(
-        "refused" if trial.was_refused else trial.outcome for trial in record.trials
+        "refused" if trial.was_refused else trial.outcome
+        for trial in record.trials
+        if trial.repeat_of is None
     )
     gain = expected_gain(record)
     running = [
@@ -45,6 +47,7 @@ def _status(arguments: argparse.Namespace) -> int:
                     "finished": len(record.finished),
                     "refused": len(record.refused),
                     "outcomes": dict(outcomes),
+                    "repeats": len(record.repeats),
                     "expected_gain": gain,
                     "running": [
                         {"trial": number, "epochs": len(epochs)} for number, epochs in running
@@ -61,6 +64,8 @@ def _status(arguments: argparse.Namespace) -> int:
     print(f"memory budget {format_bytes(record.budget)}")
     for number, epochs in running:
         print(f"trial {number} is running, {len(epochs)} epochs done")
+    if record.repeats:
+        print(f"{len(record.repeats)} more repeat configurations of the front")
     if gain is not None:
         print(f"as many trials again may add {gain:.1%} to the hypervolume of the front")
     print(front_table(record))

@@ -26,7 +26,11 @@ def hypervolumes(record: StudyRecord) -> list[float]:
 
 
 def is_exhausted(record: StudyRecord, patience: int | None) -> bool:
-    """Whether the last `patience` finished trials brought no hypervolume; None: never."""
+    """Whether the last `patience` finished trials brought no hypervolume; None: never.
+
+    Repeats change nothing: a trial counts with the quality of its first training, by which the
+    search went on.
+    """
     volumes = [0.0, *hypervolumes(record)]
     if patience is None or len(volumes) <= patience:
         return False

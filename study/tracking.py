@@ -215,6 +215,11 @@ class Tracker:
                     "mlflow.parentRunId": parent.run_id,
                     "paretocut.study": name,
                     "paretocut.trial": number,
+                    **(
+                        {}
+                        if trial.repeat_of is None
+                        else {"paretocut.repeats": str(trial.repeat_of)}
+                    ),
                 },
             ).info.run_id
         run = Run(trial.number, run_id, 0, False)

@@ -29,13 +29,16 @@ from study.front import Point, objectives_of, point_of
 from study.ledger import Ledger
 from study.progress import StudyProgress
 from study.pruning import Dominated, Pruner
-from study.records import RESULT, SPENT, StudyRecord, read
+from study.records import REPEATS, RESULT, SPENT, StudyRecord, TrialRecord, read
 from study.space import Space
 from study.stopping import is_exhausted
 from study.tracking import Tracker
 
 _MAX_RETRIES = 2
 """How often a trial that the machine failed is tried again."""
+
+_SEEDS_APART = 1_000_000
+"""Between the seeds of trainings of one configuration, so that no trial of the search has them."""
 
 _MAX_REFUSALS_IN_A_ROW = 1000
 """After so many configurations that do not fit, none of the space is likely to."""
@@ -144,14 +147,21 @@ class Worker:
         self._stop = stop
 
     def run(
-        self, n_trials: int, timeout: float | None = None, patience: int | None = None
+        self,
+        n_trials: int,
+        timeout: float | None = None,
+        patience: int | None = None,
+        confirm: int = 1,
     ) -> None:
-        """Runs trials until the search is over, time is up, or the user stops it.
+        """Runs trials until the search is over, then repeats those of the front; resumes both.
 
         Args:
-            n_trials: Total of the study; configurations that the gate refuses do not count.
+            n_trials: Total of the study; configurations that the gate refuses, and repeats, do
+                not count.
             timeout: Seconds after which no further trial is started.
             patience: The search is over, too, after so many trials without a gain of the front.
+            confirm: Trainings that every configuration of the front is to have, with a seed of
+                its own each. Means rank the front anew, and what rises into it is repeated, too.
 
         Raises:
             MachineFailedError: Several trials in a row failed for the machine's reasons.
@@ -164,7 +174,10 @@ class Worker:
         while not self._stop.code and (deadline is None or time.monotonic() < deadline):
             record = read(self.ledger)
             if len(record.finished) >= n_trials or is_exhausted(record, patience):
-                return
+                trial = record.unconfirmed(confirm)
+                if trial is None:
+                    return
+                self._queue_repeat(record, trial)
             refused = list(
                 itertools.takewhile(lambda trial: trial.was_refused, reversed(record.trials))
             )
@@ -181,6 +194,19 @@ class Worker:
                 raise MachineFailedError(
                     f"{faults} trials in a row failed, not by their configuration: {fault}"
                 )
+
+    def _queue_repeat(self, record: StudyRecord, repeated: TrialRecord) -> None:
+        """Queues another training of a trial's configuration, unless something waits already."""
+        if any(trial.outcome == "waiting" for trial in record.trials):
+            return
+        first = self._study.trials[repeated.number]
+        attributes = {
+            "seed": first.user_attrs["seed"] + repeated.trainings * _SEEDS_APART,
+            REPEATS: first.number,
+        }
+        if SPENT in first.user_attrs:
+            attributes[SPENT] = first.user_attrs[SPENT]
+        self._study.enqueue_trial(first.params, user_attrs=attributes)
 
     def _run_trial(self, record: StudyRecord) -> str:
         """Runs one trial to its end; returns what the machine did wrong, or nothing."""
@@ -209,7 +235,9 @@ class Worker:
             trial.set_user_attr("seed", seed)
             self._progress.started(record, number)
             self._wake()
-            report = self._reporter(number, config.training.max_epochs)
+            # A repeat is there to be compared with the first, whatever it reaches.
+            may_stop = REPEATS not in trial.user_attrs
+            report = self._reporter(number, config.training.max_epochs if may_stop else 0)
             context = _Context(seed, self._budget, checkpoint, report)
             done = self.objective(config, context)
             values = point_of(self._objectives, done.quality, done.peak_memory, done.seconds)
@@ -282,13 +310,13 @@ class Worker:
             checkpoint.unlink(missing_ok=True)
 
     def _reporter(
-        self, number: int, max_epochs: int
+        self, number: int, stops_before: int
     ) -> Callable[[int, Mapping[str, float]], None]:
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
             self.ledger.record_epoch(number, epoch, metrics)
             self._progress.epoch(number, epoch, metrics)
             self._wake()
-            if self.pruner is not None and epoch < max_epochs:
+            if self.pruner is not None and epoch < stops_before:
                 self.pruner.check(number)
 
         return report
@@ -324,7 +352,7 @@ def retry(ledger: Ledger, failed: FrozenTrial) -> bool:
         user_attrs={
             **{
                 name: failed.user_attrs[name]
-                for name in ("seed", SPENT)
+                for name in ("seed", SPENT, REPEATS)
                 if name in failed.user_attrs
             },
             "retries": retries + 1,

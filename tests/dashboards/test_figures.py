@@ -62,6 +62,41 @@ def test_trials_without_quality_stand_in_a_strip_at_their_memory(mixed: StudyRec
     assert figure.layout.yaxis2.domain[1] < figure.layout.yaxis.domain[0]
 
 
+def test_repeats_are_error_bars(mixed: StudyRecord, make_trial: MakeTrial) -> None:
+    repeats = [
+        make_trial(number, quality=quality, peak_memory=memory * MIB, repeat_of=repeat_of)
+        for number, quality, memory, repeat_of in (
+            (9, 0.12, 260, 0),
+            (10, 0.17, 250, 0),
+            (11, 0.08, 768, 2),
+        )
+    ]
+    view = build_view(replace(mixed, trials=(*mixed.trials, *repeats)), STORE)
+    assert len(view.trials) == 9, "a repeat is no trial of its own"
+    figure = pareto_figure(view)
+    (front,) = traces(figure, "on the front")
+    (dominated,) = traces(figure, "dominated")
+    # The first has the largest peak of the three, and beats the second by its mean.
+    assert points(front) == [(260 / 1024, pytest.approx(0.13))]
+    assert list(front.error_y.array) == [pytest.approx(0.0360555)]
+    assert points(dominated) == [(0.5, 0.12), (0.75, pytest.approx(0.095))]
+    assert list(dominated.error_y.array) == [0, pytest.approx(0.0212132)]
+    low, high = figure.layout.yaxis.range
+    assert low < 0.095 - 0.0212132
+    assert high > 0.13 + 0.0360555
+    assert "0.1300 ± 0.0361 (3 trainings)" in front.hovertext[0].replace("<br>", " ")
+    (front,) = traces(pareto_figure(build_view(mixed, STORE)), "on the front")
+    assert front.error_y.array is None, "without repeats there are none"
+
+
+def test_trials_after_repeats_are_within_the_history(
+    make_trial: MakeTrial, make_study: MakeStudy
+) -> None:
+    record = make_study(make_trial(0), *(make_trial(n, repeat_of=0) for n in range(1, 6)))
+    record = replace(record, trials=(*record.trials, make_trial(6)))
+    assert history_figure(build_view(record, STORE)).layout.xaxis.range[1] > 6
+
+
 def test_hover_says_all_that_is_known(mixed: StudyRecord) -> None:
     (front,) = traces(pareto_figure(build_view(mixed, STORE)), "on the front")
     assert front.hovertext[1].split("<br>") == [

@@ -77,10 +77,18 @@ def test_table_lists_the_front(mixed: StudyRecord) -> None:
     assert len(cells) == 3
 
 
-def test_what_more_trials_may_add_is_shown(make_trial: MakeTrial, make_study: MakeStudy) -> None:
+def test_repeats_and_what_more_trials_may_add_are_shown(
+    make_trial: MakeTrial, make_study: MakeStudy
+) -> None:
     trials = [make_trial(number) for number in range(10)]
     page = without_plotly(render_page(make_study(*trials)))
-    assert "<dt>As many trials again</dt><dd>may add 0.0% to it</dd>" in page
+    assert "<dt>As many trials again</dt><dd>may add 0.0% to the hypervolume</dd>" in page
+    assert "±" not in page
+    page = without_plotly(render_page(make_study(*trials[:9], make_trial(9, repeat_of=0))))
+    assert "As many trials again" not in page, "nine are too few, and a repeat is none"
+    assert "<td>0.1000 ± 0.0000 (2 trainings)</td>" in page
+    assert "Trials, 9 in all" in page
+    assert "a validation NDCG@10 of 0.1000 ± 0.0000 (2 trainings) with" in page
 
 
 def test_runs_of_a_server_are_linked_without_its_password(mixed: StudyRecord) -> None:

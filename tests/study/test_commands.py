@@ -17,7 +17,9 @@ import psutil
 import pytest
 import torch
 
+import study.best
 import study.run
+import study.status
 from kernels.gpu import Gpu
 from objectives import memory_gate
 from objectives.config import TrialConfig
@@ -110,15 +112,38 @@ def test_the_best_trial_runs_again_from_its_file(finished: Path) -> None:
     assert (unwritable.returncode, unwritable.stderr.count("\n")) == (2, 1)
 
 
-def test_a_search_ends_by_patience(
+def test_a_search_ends_by_patience_and_its_front_is_confirmed(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_csv.parent)
-    run = ["--data", "tiny.csv", *SMALL, "--n-trials", "40", "--patience", "2"]
+    run = ["--data", "tiny.csv", *SMALL, "--n-trials", "40", "--patience", "2", "--confirm", "2"]
     assert study.run.main(run) == cli.OK
-    _, err = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert err.count("the last 2 trials did not add to the front: the search has ended") == 1
-    assert len(read(find(None, None, Path("runs"))).finished) < 40
+    assert " (2 trainings)" in out
+    record = read(find(None, None, Path("runs")))
+    assert len(record.finished) < 40
+    assert {trial.trainings for trial in record.front()} == {2}
+
+    assert study.run.main([*run, "--json"]) == cli.OK
+    result = json.loads(capsys.readouterr().out)
+    assert result["trials"] == len(record.finished), "nothing was left to do"
+    assert result["repeats"] == len(record.repeats) > 0
+    assert all(trial["trainings"] == 2 for trial in result["front"])
+
+    assert study.status.main([]) == cli.OK
+    assert f"{len(record.repeats)} more repeat configurations" in capsys.readouterr().out
+    assert study.status.main(["--json"]) == cli.OK
+    status = json.loads(capsys.readouterr().out)
+    assert (status["finished"], status["repeats"]) == (result["trials"], result["repeats"])
+    assert sum(status["outcomes"].values()) == result["trials"]
+    assert study.best.main([]) == cli.OK
+    assert " (2 trainings)" in capsys.readouterr().out
+    assert study.best.main(["--json", "--toml", "best.toml"]) == cli.OK
+    best = json.loads(capsys.readouterr().out)
+    assert best["ndcg_at_10_std"] == result["front"][-1]["ndcg_at_10_std"] is not None
+    specification = tomllib.loads(Path("best.toml").read_text())
+    assert specification["seed"] == best["trial"], "that of its first training"
 
 
 LOSSES = ["cce-", "sce", "rece", "bce+", "cce"]

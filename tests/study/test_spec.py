@@ -94,6 +94,8 @@ def test_a_number_in_a_file_is_a_budget_in_bytes(tmp_path: Path) -> None:
         ({"n_trials": "0"}, ("--n-trials 0", "1")),
         ({"n_trials": "many"}, ("--n-trials many", "integer")),
         ({"patience": "0"}, ("--patience 0", "greater than or equal to 1")),
+        ({"confirm": "1"}, ("--confirm 1", "greater than or equal to 2")),
+        ({"confirm": "-3"}, ("--confirm -3", "greater than or equal to 2")),
         ({"timeout": "soon"}, ("--timeout soon", "30m")),
         ({"memory_budget": "6 pears"}, ("--memory-budget 6 pears", "6GiB")),
         ({"memory_budget": "6 pears"}, ("90%", "A100-40GB")),

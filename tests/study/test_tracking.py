@@ -105,6 +105,20 @@ def test_a_study_in_mlflow(
     assert infeasible.info.status == "FINISHED"
 
 
+def test_a_repeat_is_a_run_that_says_what_it_repeats(
+    ledger: Ledger, build_worker: BuildWorker, store: str, tmp_path: Path
+) -> None:
+    build_worker(succeed).run(1, confirm=2)
+    track(ledger, store, tmp_path)
+    client = build_client(store)
+    (first,), (repeat,) = runs_of(client, 0), runs_of(client, 1)
+    assert "paretocut.repeats" not in first.data.tags
+    assert repeat.data.tags["paretocut.repeats"] == "0"
+    assert repeat.data.tags["mlflow.parentRunId"] == first.data.tags["mlflow.parentRunId"]
+    assert repeat.data.params == first.data.params
+    assert repeat.data.tags["seed"] == "1000000"
+
+
 def test_telling_again_changes_nothing(
     ledger: Ledger, build_worker: BuildWorker, store: str, tmp_path: Path
 ) -> None:
