@@ -16,7 +16,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from benchmarks._machine import RESULTS, append, machine
 from objectives.config import TrialConfig
 from objectives.recorded import RecordedObjective
 from objectives.trial import DivergedTrial, InfeasibleTrial
-from study.front import pareto_front
+from study.front import Point, pareto_front
 from study.records import RESULT
 from study.sampling import build_sampler
 from study.space import Space, build_space
@@ -57,7 +57,7 @@ def space_of(objective: RecordedObjective) -> Space:
     return build_space(asked, _NUM_ITEMS, 1_000_000)
 
 
-def area(points: list[tuple[float, float]], top: float) -> float:
+def area(points: list[Point], top: float) -> float:
     """Under the front of quality against log2 of memory, up to `top`."""
     if not points:
         return 0.0
@@ -69,29 +69,32 @@ def area(points: list[tuple[float, float]], top: float) -> float:
     )
 
 
-def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[str, Any]:
-    """One search."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    objective = RecordedObjective(table, data)
-    space = space_of(objective)
+def whole_grid(objective: RecordedObjective) -> tuple[list[Point], int]:
+    """The points of all cells that trained, and the largest peak, which is the budget."""
     cells = objective.cells.values()
-    everything = [(cell.quality, float(cell.peak_bytes)) for cell in cells if cell.epochs]
-    budget = max(cell.peak_bytes for cell in cells)
-    top = math.log2(budget)
-    whole = area(everything, top)
+    points = [(cell.quality, float(cell.peak_bytes)) for cell in cells if cell.epochs]
+    return points, max(cell.peak_bytes for cell in cells)
+
+
+def search(
+    objective: RecordedObjective, name: str, seed: int, num_trials: int
+) -> Iterator[tuple[Point | None, float]]:
+    """What each trial found, None where it did not train, and how long its suggestion took."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = space_of(objective)
+    _, budget = whole_grid(objective)
 
     def peak(config: TrialConfig) -> int:
         return objective.predicted_peak(config, budget)
 
     sampler = build_sampler(name, seed, 0, space, peak, budget)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
-    points: list[tuple[float, float]] = []
-    shares, times = [], []
     for _ in range(num_trials):
         begin = time.perf_counter()
         trial = study.ask()
         config = space.suggest(trial)
-        times.append(time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        point = None
         try:
             result = objective(config, _Context(budget))
         except InfeasibleTrial as error:
@@ -101,8 +104,23 @@ def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[s
             trial.set_user_attr(RESULT, {"outcome": "diverged"})
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            points.append((result.quality, float(result.peak_memory)))
-            study.tell(trial, points[-1])
+            point = result.quality, float(result.peak_memory)
+            study.tell(trial, point)
+        yield point, seconds
+
+
+def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[str, Any]:
+    """One search."""
+    objective = RecordedObjective(table, data)
+    everything, budget = whole_grid(objective)
+    top = math.log2(budget)
+    whole = area(everything, top)
+    points: list[Point] = []
+    shares, times = [], []
+    for point, seconds in search(objective, name, seed, num_trials):
+        if point is not None:
+            points.append(point)
+        times.append(seconds)
         shares.append(area(points, top) / whole)
     reached = [number for number, share in enumerate(shares, 1) if share >= _ENOUGH]
     return {

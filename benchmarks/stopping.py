@@ -3,7 +3,7 @@
 python -m benchmarks.stopping --table ../shared/data/recorded-grid.csv [--data SET ...]
     [--samplers tpe random front] [--seeds 10] [--processes 2] [--output FILE]
 
-A study runs on a table of finished runs (`objectives.recorded`), in which a configuration that is
+A search runs on a table of finished runs (`objectives.recorded`), in which a configuration that is
 not there runs out of memory. After 10, 20 and 30 trials, as shares of the hypervolume of the
 front then: `halves` is what the study says (`study.stopping.expected_gain`), what random halves
 of the trials fall short of all of them; `last_half`, the other candidate, what the last half of
@@ -12,65 +12,31 @@ the hypervolume of the whole grid, as a share of that.
 """
 
 import argparse
-import io
 import multiprocessing
 import statistics
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks._machine import RESULTS, append, machine
-from benchmarks.search import space_of
+from benchmarks.search import search, whole_grid
 from objectives.recorded import RecordedObjective
-from study.front import hypervolume
-from study.ledger import Ledger, connect
-from study.progress import StudyProgress
-from study.records import read
-from study.sampling import build_sampler
+from study.front import Point, hypervolume
+from study.records import StudyRecord, TrialRecord
 from study.stopping import expected_gain, hypervolumes
-from study.worker import Stop, Worker
 
 _AFTER = (10, 20, 30)
 
 
 def run(table: Path, data: str, name: str, seed: int) -> list[dict[str, Any]]:
-    """One study; a row for each number of trials after which it is asked."""
+    """One search; a row for each number of trials after which it is asked."""
     objective = RecordedObjective(table, data)
-    cells = objective.cells.values()
-    budget = max(cell.peak_bytes for cell in cells)
-    whole = hypervolume(
-        [(cell.quality, float(cell.peak_bytes)) for cell in cells if cell.epochs], budget
-    )
-    space = space_of(objective)
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger.create(
-            connect(f"sqlite:///{folder}/study.db"), data, {"memory_budget": budget}
-        )
-        ledger.study.sampler = build_sampler(
-            name,
-            seed,
-            0,
-            space,
-            lambda config: objective.predicted_peak(config, budget),
-            budget,
-        )
-        progress = StudyProgress(2 * max(_AFTER), Console(file=io.StringIO()), live=False)
-        Worker(
-            ledger,
-            space,
-            objective,
-            seed=seed,
-            tags={},
-            folder=Path(folder),
-            progress=progress,
-            tracker=None,
-            stop=Stop(progress.say),
-        ).run(2 * max(_AFTER))
-        record = read(ledger)
+    everything, budget = whole_grid(objective)
+    whole = hypervolume(everything, budget)
+    found = [point for point, _ in search(objective, name, seed, 2 * max(_AFTER))]
+    trials = tuple(_trial(number, point) for number, point in enumerate(found))
+    record = StudyRecord(data, {"memory_budget": budget}, trials, {}, None)
     volumes = hypervolumes(record)
     return [
         {
@@ -85,6 +51,29 @@ def run(table: Path, data: str, name: str, seed: int) -> list[dict[str, Any]]:
         }
         for number in _AFTER
     ]
+
+
+def _trial(number: int, point: Point | None) -> TrialRecord:
+    quality, peak_memory = point or (None, None)
+    return TrialRecord(
+        number=number,
+        outcome="infeasible" if point is None else "complete",
+        reason="",
+        params={},
+        config={},
+        quality=quality,
+        peak_memory=None if peak_memory is None else int(peak_memory),
+        at_least=False,
+        peak_reserved=None,
+        seconds=None,
+        epochs=0,
+        metrics={},
+        started=None,
+        finished=None,
+        tags={},
+        retry_of=None,
+        mlflow_run=None,
+    )
 
 
 def main() -> None:
