@@ -31,11 +31,9 @@ from objectives.trial import DivergedTrial, InfeasibleTrial
 from study.front import Point, pareto_front
 from study.records import RESULT
 from study.sampling import build_sampler
-from study.space import Space, build_space
+from study.subject import space_of
 
 _SAMPLERS = ("front", "tpe", "random")
-_NUM_ITEMS = 1_000_000
-"""Of a catalogue, which the table does not say: what full softmax counts as negatives for."""
 _ENOUGH, _EARLY = 0.95, 30
 
 
@@ -47,14 +45,6 @@ class _Context:
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Nothing is kept."""
-
-
-def space_of(objective: RecordedObjective) -> Space:
-    """The grid of a table, full softmax included where it was run."""
-    axes = objective.axes
-    asked = {name: values if len(values) > 1 else values[0] for name, values in axes.items()}
-    asked["learning_rate"] = 1e-3  # As all runs had.
-    return build_space(asked, _NUM_ITEMS, 1_000_000)
 
 
 def area(points: list[Point], top: float) -> float:
@@ -72,7 +62,7 @@ def area(points: list[Point], top: float) -> float:
 def whole_grid(objective: RecordedObjective) -> tuple[list[Point], int]:
     """The points of all cells that trained, and the largest peak, which is the budget."""
     cells = objective.cells.values()
-    points = [(cell.quality, float(cell.peak_bytes)) for cell in cells if cell.epochs]
+    points: list[Point] = [(cell.quality, cell.peak_bytes) for cell in cells if cell.epochs]
     return points, max(cell.peak_bytes for cell in cells)
 
 

@@ -8,6 +8,7 @@ from study.budget import format_bytes
 MEMORY_SOURCES = {
     "cuda": "CUDA allocator",
     "tracked": "tracked tensor allocations on a machine without a GPU",
+    "recorded": "a table of recorded runs",
 }
 
 

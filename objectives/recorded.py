@@ -2,9 +2,9 @@
 
 A table has a row for a run, as CSV or Parquet: `dataset`, a column for each setting that it
 varies, by the setting's name, `ndcg_at_10`, `peak_memory_gib`, `epoch_seconds`, `epochs` (0: the
-loss was never finite) and, where it was recorded, `curve`: NDCG@10 after every epoch, a list, or
-with spaces between in a CSV. `sequence_length` stands for `max_length`; infinitely many negatives
-are the full softmax. Other columns are not read.
+loss was never finite) and, where they were recorded, `test_ndcg_at_10` and `curve`: NDCG@10 after
+every epoch, a list, or with spaces between in a CSV. `sequence_length` stands for `max_length`;
+infinitely many negatives are the full softmax. Other columns are not read.
 """
 
 import csv
@@ -43,6 +43,7 @@ class Cell(NamedTuple):
         seconds: Of all its epochs.
         epochs: How many it had.
         curve: Quality after every epoch; empty where that was not recorded.
+        test: NDCG@10 of the test split; None where that was not recorded.
     """
 
     quality: float
@@ -50,6 +51,7 @@ class Cell(NamedTuple):
     seconds: float
     epochs: int
     curve: tuple[float, ...] = ()
+    test: float | None = None
 
 
 class RecordedObjective:
@@ -137,11 +139,12 @@ class RecordedObjective:
                     "train/epoch_seconds": cell.seconds / len(curve),
                 },
             )
+        tested = {} if cell.test is None else {"test/ndcg_at_10": cell.test}
         return TrialResult(
             cell.quality,
             cell.peak_bytes,
             cell.seconds,
-            {QUALITY: cell.quality},
+            {QUALITY: cell.quality, **tested},
             epochs=cell.epochs,
             best_epoch=max(curve, key=lambda epoch: curve[epoch]),
             memory_source="recorded",
@@ -158,6 +161,15 @@ class RecordedObjective:
             chosen.setdefault("negatives", math.inf)
         values = (chosen.get(name) for name in self.settings)
         return tuple(value if value is None else _value_of(value) for value in values)
+
+    @property
+    def predicts(self) -> bool:
+        """That peaks are known before a trial."""
+        return True
+
+    def predicts_at_once(self, config: TrialConfig) -> bool:
+        """That they are looked up."""
+        return True
 
     def predicted_peak(self, config: TrialConfig, budget: int) -> int:
         """The recorded peak in bytes; of a run that is not there, more than the budget."""
@@ -227,11 +239,12 @@ def _value_of(value: Any) -> Value:
 
 def _cell(row: Mapping[str, Any]) -> Cell:
     epochs = int(row["epochs"])
-    curve = row.get("curve") or ()
+    curve, test = row.get("curve") or (), row.get("test_ndcg_at_10")
     return Cell(
         float(row["ndcg_at_10"]),
         round(float(row["peak_memory_gib"]) * 2**30),
         float(row["epoch_seconds"]) * epochs,
         epochs,
         tuple(float(value) for value in (curve.split() if isinstance(curve, str) else curve)),
+        None if test in (None, "") else float(test),
     )

@@ -23,6 +23,7 @@ from objectives.evaluation import batch_tokens, evaluate
 from objectives.losses import build_loss
 from objectives.memory import MemoryMeter, least_table_memory, measured_memory
 from objectives.memory_gate import MemoryGate
+from objectives.memory_model import serves_all_sizes
 from objectives.training import NonFiniteLoss, Trainer
 from objectives.trial import (
     QUALITY,
@@ -184,6 +185,10 @@ class SequentialObjective:
     def predicts(self) -> bool:
         """Whether peaks are predicted here."""
         return self._gate is not None
+
+    def predicts_at_once(self, config: TrialConfig) -> bool:
+        """Whether a peak is predicted without a trace of the very configuration."""
+        return serves_all_sizes(config)
 
     def predicted_peak(self, config: TrialConfig, budget: int) -> int:
         """The peak predicted for a trial, in bytes, corrected by what others have taken."""

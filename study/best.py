@@ -183,7 +183,7 @@ def front_table(record: "StudyRecord") -> str:
             format_bytes(trial.peak_memory or 0),
             *([f"{trial.seconds:.1f}"] if timed else []),
             trial.quality_text,
-            f"{trial.metrics.get('test/ndcg_at_10', float('nan')):.4f}",
+            f"{test:.4f}" if (test := trial.metrics.get("test/ndcg_at_10")) is not None else "-",
             *(short(trial.params.get(name, "-")) for name in names),
         )
         for trial in front

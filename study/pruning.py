@@ -20,6 +20,7 @@ import optuna
 from optuna.trial import TrialState
 
 from objectives.trial import QUALITY
+from study.front import DEFAULT_OBJECTIVES
 from study.ledger import Epoch, Ledger
 
 _SETTLED = 0.75
@@ -61,10 +62,10 @@ class Dominated(optuna.TrialPruned):
 class Pruner:
     """Knows the curves of a study's trials, those that are running included."""
 
-    def __init__(self, ledger: Ledger, *, time_counts: bool = False) -> None:
-        """Prepares; time_counts: a trial is not stopped for one that trains longer."""
+    def __init__(self, ledger: Ledger, objectives: Sequence[str] = DEFAULT_OBJECTIVES) -> None:
+        """Prepares; objectives: of the study."""
         self._ledger = ledger
-        self._time_counts = time_counts
+        self._objectives = objectives
         self._ended: dict[int, Curve | None] = {}
 
     def check(self, number: int) -> None:
@@ -75,7 +76,7 @@ class Pruner:
         """
         mine = curve_of(number, self._ledger.epochs(number), complete=False)
         if mine is not None:
-            check(mine, self._others(number), self._time_counts)
+            check(mine, self._others(number), self._objectives)
 
     def _others(self, number: int) -> list[Curve]:
         curves = []
@@ -108,13 +109,16 @@ def curve_of(number: int, epochs: Sequence[Epoch], complete: bool) -> Curve | No
     return Curve(number, tuple(best), tuple(seconds), peak, complete)
 
 
-def check(mine: Curve, others: Sequence[Curve], time_counts: bool = False) -> None:
+def check(
+    mine: Curve, others: Sequence[Curve], objectives: Sequence[str] = DEFAULT_OBJECTIVES
+) -> None:
     """Ends a trial that will not reach the front.
 
     Args:
         mine: What it has shown.
         others: What others have.
-        time_counts: It is not stopped for one that has trained for longer at the same epoch.
+        objectives: With memory among them it is not stopped for one that needs more; with time
+            not for one that has trained for longer at the same epoch.
 
     Raises:
         Dominated: It should end after its last epoch.
@@ -123,12 +127,10 @@ def check(mine: Curve, others: Sequence[Curve], time_counts: bool = False) -> No
     longest = max((len(other.best) for other in others if other.complete), default=0)
     if not longest:
         return
-    rivals = [
-        other
-        for other in others
-        if other.peak <= mine.peak and (other.complete or len(other.best) >= epoch)
-    ]
-    if time_counts:
+    rivals = [other for other in others if other.complete or len(other.best) >= epoch]
+    if "memory" in objectives:
+        rivals = [other for other in rivals if other.peak <= mine.peak]
+    if "time" in objectives:
         rivals = [other for other in rivals if _at(other.seconds, epoch) <= mine.seconds[-1]]
     if not rivals:
         return
@@ -147,8 +149,10 @@ def check(mine: Curve, others: Sequence[Curve], time_counts: bool = False) -> No
         who = f"{better} of {len(rivals)} trials had more"
     else:
         return
+    costs = " and ".join(name for name in objectives if name != "quality")
     raise Dominated(
-        f"{quality:.4f} after {epoch} epochs, where {who} with no more memory",
+        f"{quality:.4f} after {epoch} epochs, where {who}"
+        + (f" with no more {costs}" if costs else ""),
         expected=ahead.best[-1] * quality / best if best else quality,
     )
 

@@ -13,12 +13,10 @@ from study.front import OBJECTIVES, objectives_of
 from study.spec import StudySpec, add_spec_flags, load_spec
 
 if TYPE_CHECKING:
-    import torch
-
-    from objectives.data import PreparedData
     from study.ledger import Ledger
+    from study.pruning import Pruner
     from study.records import StudyRecord
-    from study.space import Space
+    from study.subject import Subject
 
 _DESCRIPTION = """\
 Search negatives, batch size and learning rate of a sequential recommender under a memory budget.
@@ -46,109 +44,76 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     spec = load_spec(vars(arguments), arguments.config)
 
-    from objectives.data import prepare
+    from study.subject import build_subject
 
-    data = prepare(spec.data_config)
-    for note in data.notes:
-        cli.say(f"{data.name}: {note}")
-
-    from study.environment import choose_device
-    from study.space import build_space
-
-    device = choose_device(spec.device)
-    space = build_space(spec.space, data.num_items, len(data.train), spec.spend_budget)
+    subject = build_subject(spec)
+    for note in subject.notes:
+        cli.say(f"{subject.name}: {note}")
     if arguments.dry_run:
-        print(json.dumps(_dry_run(spec, data, space, device), indent=2))
+        print(json.dumps(_dry_run(spec, subject), indent=2))
         return cli.OK
-    return _run_study(spec, data, space, device, as_json=arguments.json)
+    return _run_study(spec, subject, as_json=arguments.json)
 
 
-def _identity(
-    spec: StudySpec, data: "PreparedData", space: "Space", device: "torch.device", budget: int
-) -> dict[str, Any]:
+def _identity(spec: StudySpec, subject: "Subject", budget: int) -> dict[str, Any]:
     """What makes a study the same study: one may be continued only if all of it agrees."""
-    from objectives.memory import memory_source
-
+    space = subject.space
     return {
-        "data": {"name": data.name, "digest": data.digest, "split": spec.split},
         "space": space.as_dict(),
         "open": sorted({**space.open, **space.spent}),
         "spend_budget": spec.spend_budget,
         "memory_budget": budget,
-        "memory_source": memory_source(device),
+        "memory_source": subject.memory_source,
         "objectives": list(spec.objectives),
         "seed": spec.seed,
-        # How the data was asked for, so that study.best can ask for it again.
-        "request": _request(spec),
+        **subject.identity,
     }
 
 
-def _request(spec: StudySpec) -> dict[str, Any]:
-    request = spec.data_config.model_dump(exclude_none=True)
-    if Path(spec.data).exists():
-        request["data"] = str(Path(spec.data).resolve())
-    return request
-
-
-def _dry_run(
-    spec: StudySpec, data: "PreparedData", space: "Space", device: "torch.device"
-) -> dict[str, Any]:
+def _dry_run(spec: StudySpec, subject: "Subject") -> dict[str, Any]:
     import optuna
 
-    from study.budget import resolve_budget
     from study.sampling import build_sampler
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    budget = resolve_budget(spec.memory_budget, device)
     # What peaks are predicted by is not there yet: front would draw its first trial at random.
     name = "random" if spec.sampler == "front" else spec.sampler
-    sampler = build_sampler(name, spec.seed, 0, space)
+    sampler = build_sampler(name, spec.seed, 0, subject.space)
     directions = [OBJECTIVES[name] for name in spec.objectives]
     trial = optuna.create_study(directions=directions, sampler=sampler).ask()
     return {
-        "study": spec.study or data.name,
-        "device": str(device),
-        **_identity(spec, data, space, device, budget),
+        "study": spec.study or subject.name,
+        "device": subject.place,
+        **_identity(spec, subject, subject.budget(spec.memory_budget)),
         "n_trials": spec.n_trials,
-        "sampled_trial": space.suggest(trial).flat(),
+        "sampled_trial": subject.space.suggest(trial).flat(),
     }
 
 
-def _run_study(
-    spec: StudySpec,
-    data: "PreparedData",
-    space: "Space",
-    device: "torch.device",
-    *,
-    as_json: bool,
-) -> int:
+def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
     from rich.console import Console
 
-    from objectives.sequential import SequentialObjective
-    from study.environment import describe
     from study.ledger import default_storage
     from study.progress import StudyProgress
-    from study.pruning import Pruner
     from study.records import read
     from study.sampling import build_sampler, check_front
     from study.stopping import is_exhausted
     from study.tracking import Tracker, check_server
     from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
-    name = spec.study or data.name
+    name = spec.study or subject.name
     check_server(spec.tracking_store)
-    objective = SequentialObjective(data, device)
+    objective, space = subject.objective, subject.space
     if spec.spend_budget and not objective.predicts:
         raise UserError(
             f"--spend-budget {spec.spend_budget}: what fits is predicted for a GPU with Triton, "
-            f"and this study runs on {device}; leave it out"
+            f"and this study runs on {subject.place}; leave it out"
         )
     if spec.sampler == "front":
-        check_front(objective, space)
+        check_front(subject)
     folder = spec.output_dir / name
-    ledger = _open_study(
-        spec, spec.storage or default_storage(spec.output_dir, name), name, objective, space
-    )
+    storage_url = spec.storage or default_storage(spec.output_dir, name)
+    ledger = _open_study(spec, storage_url, name, subject)
     before = read(ledger)
     budget = before.budget
     ledger.study.sampler = build_sampler(
@@ -160,13 +125,13 @@ def _run_study(
         budget,
     )
     cli.say(
-        f"study {name}: {spec.n_trials} trials on {device}, "
+        f"study {name}: {spec.n_trials} trials on {subject.place}, "
         + (f"{len(before.finished)} of them done; " if before.finished else "")
         + _budget_sentence(before)
     )
 
     console = Console(stderr=True)
-    tags = describe(device)
+    tags = subject.tags()
     failure = ""
     with (
         StudyProgress(spec.n_trials, console, live=console.is_terminal) as progress,
@@ -185,7 +150,7 @@ def _run_study(
             stop=stop,
             gate=objective.check,
             # Trials of one configuration are there to be compared.
-            pruner=Pruner(ledger) if spec.pruning == "dominance" and space.open else None,
+            pruner=_pruner(spec, ledger) if space.open else None,
         )
         try:
             with stop.listening():
@@ -223,15 +188,19 @@ def _run_study(
     return cli.OK if record.complete or not record.finished else cli.NOTHING_FEASIBLE
 
 
-def _open_study(
-    spec: StudySpec, storage_url: str, name: str, objective: Any, space: "Space"
-) -> "Ledger":
+def _pruner(spec: StudySpec, ledger: "Ledger") -> "Pruner | None":
+    from study.pruning import Pruner
+
+    if spec.pruning == "none":
+        return None
+    return Pruner(ledger, spec.objectives)
+
+
+def _open_study(spec: StudySpec, storage_url: str, name: str, subject: "Subject") -> "Ledger":
     """The study of that name, checked to be the same, or a new one; nothing is written before."""
-    from objectives.evaluation import most_popular
-    from study.budget import check_floor, resolve_budget
     from study.ledger import Ledger, connect, sqlite_file
 
-    budget = resolve_budget(spec.memory_budget, objective.device)
+    budget = subject.budget(spec.memory_budget)
     file = sqlite_file(storage_url)
     if file is None or file.is_file():
         storage = connect(storage_url)
@@ -242,7 +211,7 @@ def _open_study(
             # A share may differ a little after a reboot.
             if spec.memory_budget is None or (is_share and isclose(budget, known, rel_tol=1e-3)):
                 budget = known
-            asked = _identity(spec, objective.data, space, objective.device, budget)
+            asked = _identity(spec, subject, budget)
             stored = {
                 **ledger.identity,
                 "space": _of_this_version(ledger.identity["space"], asked["space"]),
@@ -251,14 +220,13 @@ def _open_study(
             _refuse_difference(name, stored, asked)
             _make_folder(spec.output_dir / name)
             return ledger
-    check_floor(objective, space, budget)
-    baseline = most_popular(objective.data)
+    subject.check_floor(budget)
+    baseline = subject.baseline()
     if file is not None:
         _make_folder(file.parent)
         storage = connect(storage_url)
     _make_folder(spec.output_dir / name)
-    identity = _identity(spec, objective.data, space, objective.device, budget)
-    ledger = Ledger.create(storage, name, identity)
+    ledger = Ledger.create(storage, name, _identity(spec, subject, budget))
     ledger.study.set_user_attr("baseline", baseline)
     return ledger
 
@@ -308,7 +276,11 @@ def _make_folder(path: Path) -> None:
 def _budget_sentence(record: "StudyRecord") -> str:
     from study.budget import format_bytes
 
-    source = {"cuda": "CUDA allocator", "tracked": "tracked tensor allocations, no GPU"}
+    source = {
+        "cuda": "CUDA allocator",
+        "tracked": "tracked tensor allocations, no GPU",
+        "recorded": "as recorded",
+    }
     measured = source[record.identity["memory_source"]]
     return f"memory budget {format_bytes(record.budget)} ({measured})"
 

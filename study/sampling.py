@@ -10,8 +10,8 @@ from objectives.errors import UserError
 
 if TYPE_CHECKING:
     from objectives.config import TrialConfig
-    from objectives.sequential import SequentialObjective
     from study.space import Space
+    from study.subject import Subject
 
 
 def build_sampler(
@@ -55,19 +55,18 @@ def tpe(seed: int) -> optuna.samplers.TPESampler:
         return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
 
 
-def check_front(objective: "SequentialObjective", space: "Space") -> None:
+def check_front(subject: "Subject") -> None:
     """Refuses the sampler "front" where it cannot know what trials take.
 
     Raises:
         UserError: Peaks are not predicted, or not in milliseconds, or trials spend the budget.
     """
-    from objectives.memory_model import serves_all_sizes
-
+    objective, space = subject.objective, subject.space
     if space.spent:
         reason = f"with --spend-budget {next(iter(space.spent))} all trials take about as much"
     elif not objective.predicts:
-        reason = f"peaks are predicted for a GPU with Triton, and this runs on {objective.device}"
-    elif slow := [config for config in space.structures() if not serves_all_sizes(config)]:
+        reason = f"peaks are predicted for a GPU with Triton, and this runs on {subject.place}"
+    elif slow := [each for each in space.structures() if not objective.predicts_at_once(each)]:
         reason = f"peaks of {slow[0].loss.loss} here are not predicted in milliseconds"
     else:
         return

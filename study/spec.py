@@ -106,6 +106,12 @@ class StudySpec(DataConfig):
         max_length=200,
         description="name of the study (default: that of the data)",
     )
+    recorded: str | None = Field(
+        None,
+        description="look trials up in a table of finished runs instead of training: ml-1m or "
+        "beauty, which come with ParetoCut, or a CSV or Parquet file, FILE:DATASET if it has "
+        "several",
+    )
     n_trials: int = Field(
         12, ge=1, description="trials in the whole study, earlier runs of the command included"
     )
@@ -261,6 +267,7 @@ _METAVARS = {
     "n_trials": "N",
     "timeout": "TIME",
     "patience": "N",
+    "recorded": "TABLE",
     "confirm": "K",
     "memory_budget": "SIZE|SHARE|CARD",
     "spend_budget": "SETTING",

@@ -290,6 +290,9 @@ class Worker:
         seconds: float,
     ) -> None:
         epochs = self.ledger.epochs(trial.number)
+        # Of a recorded run, what it took when it ran.
+        trained = sum(epoch.metrics.get("train/epoch_seconds", 0.0) for epoch in epochs)
+        seconds = max(seconds, trained)
         result = {"seconds": seconds, "epochs": len(epochs), **result}
         if "peak_memory" not in result and epochs:
             result["peak_memory"] = int(epochs[-1].metrics["memory/peak_bytes"])

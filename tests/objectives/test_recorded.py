@@ -119,6 +119,7 @@ def curves(tmp_path: Path, name: str = "curves.csv") -> Path:
         "learning_rate": [0.001, 0.003],
         "schedule": ["cosine", "constant"],
         "ndcg_at_10": [0.5, 0.25],
+        "test_ndcg_at_10": [0.375, 0.125],
         "peak_memory_gib": [1.0, 2.0],
         "epoch_seconds": [2.0, 3.0],
         "epochs": [3, 2],
@@ -153,6 +154,7 @@ def test_a_curve_is_told_epoch_by_epoch(
     assert reports == [(1, 0.25, 2), (2, 0.5, 2), (3, 0.375, 2)]
     assert (result.quality, result.seconds, result.epochs, result.best_epoch) == (0.5, 6, 3, 2)
     assert result.memory_source == "recorded"
+    assert result.metrics == {QUALITY: 0.5, "test/ndcg_at_10": 0.375}
 
 
 def test_the_axes_have_the_full_softmax_as_a_loss(table: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import optuna
@@ -7,6 +8,7 @@ import pytest
 from benchmarks.search import area
 from objectives.recorded import TABLES, RecordedObjective
 from objectives.trial import QUALITY
+from study.front import DEFAULT_OBJECTIVES, OBJECTIVES
 from study.ledger import Ledger
 from study.pruning import Curve, Dominated, Pruner, check, curve_of
 
@@ -23,9 +25,9 @@ def ended(*qualities: float, number: int = 0, peak: float = 100, pace: float = 1
     return curve(*qualities, number=number, peak=peak, pace=pace)._replace(complete=True)
 
 
-def stops(mine: Curve, *others: Curve, time_counts: bool = False) -> bool:
+def stops(mine: Curve, *others: Curve, objectives: Sequence[str] = DEFAULT_OBJECTIVES) -> bool:
     try:
-        check(mine, others, time_counts)
+        check(mine, others, objectives)
     except Dominated:
         return True
     return False
@@ -75,8 +77,15 @@ def test_a_rung_keeps_the_best_third() -> None:
 def test_where_time_counts_a_longer_training_stops_nothing() -> None:
     bad = curve(*[0.01] * 6, pace=2)
     for pace, expected in ((1, True), (2, True), (3, False)):
-        assert stops(bad, ended(*GOOD, pace=pace), time_counts=True) is expected
+        assert stops(bad, ended(*GOOD, pace=pace), objectives=list(OBJECTIVES)) is expected
     assert stops(bad, ended(*GOOD, pace=3))
+
+
+def test_where_quality_is_alone_more_memory_does_not_excuse() -> None:
+    bad = curve(*[0.01] * 6, peak=100)
+    assert not stops(bad, ended(*GOOD, peak=101))
+    with pytest.raises(Dominated, match=r"trial 0 had 0\.1500$"):
+        check(bad, [ended(*GOOD, peak=101)], ["quality"])
 
 
 def test_what_is_stopped_says_why_and_what_was_to_be_expected() -> None:
