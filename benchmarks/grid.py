@@ -85,9 +85,9 @@ def _train(cell: Cell, folder: Path, budget: int) -> dict[str, Any]:
     """A row of the table, but for what it says of the machine."""
     fixed, axes = _GRIDS[cell.data]
     chosen = dict(zip(axes, cell.values, strict=True))
-    settings = {**config_of(cell.data).space, **fixed, **chosen}
+    settings = {**chosen, **config_of(cell.data).space, **fixed, **chosen}
     context = Context(0, budget)
-    row = {"dataset": cell.data, **{name: f"{value:g}" for name, value in chosen.items()}}
+    row = {"dataset": cell.data, **settings}
     try:
         objective = objective_of(data_config(cell.data, folder), device())
         result = objective(TrialConfig.from_flat(settings), context)

@@ -113,19 +113,22 @@ def as_json(trial: "TrialRecord") -> dict[str, Any]:
 
 def as_toml(record: "StudyRecord", trial: "TrialRecord") -> str:
     """A specification for `study.run --config` that trains this configuration alone."""
+    request = dict(record.identity["request"])
+    # A recorded run is trained on data that are yet to be named.
+    request.pop("recorded", None)
     lines = [f"# Trial {trial.number} of study {record.name}"]
     lines += [
         f"study = {json.dumps(f'{record.name}-trial-{trial.number}')}",
         *(
             f"{key} = {json.dumps(value)}"
-            for key, value in record.identity["request"].items()
+            for key, value in request.items()
             if not isinstance(value, dict)
         ),
         "n_trials = 1",
         f"seed = {trial.tags['seed']}",
         f'memory_budget = "{record.budget}B"',
     ]
-    for key, value in record.identity["request"].items():
+    for key, value in request.items():
         if isinstance(value, dict) and value:
             lines += [
                 "",

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import study.best
 import study.run
 from objectives.config import TrialConfig
 from objectives.recorded import TABLES, RecordedObjective
 from study import cli
 from study.records import StudyRecord, find, read
+from study.spec import load_spec
 from study.subject import space_of
 
 TABLE = """\
@@ -59,6 +61,11 @@ def test_a_table_that_comes_with_paretocut_is_searched_without_a_gpu(tmp_path: P
     page = (tmp_path / "runs" / "ml-1m" / "report.html").read_text()
     assert "a table of recorded runs" in page
     assert "pruned" in page
+
+    best = ["--output-dir", str(tmp_path / "runs"), "--toml", str(tmp_path / "best.toml")]
+    assert study.best.main(best) == cli.OK
+    spec = load_spec({}, tmp_path / "best.toml")
+    assert (spec.recorded, spec.space["width"]) == (None, 128), "to be trained on other data"
 
     found = read(find("ml-1m", None, tmp_path / "runs"))
     cells = RecordedObjective(TABLES / "ml-1m.csv")
