@@ -155,7 +155,7 @@ def _front_table(view: StudyView) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     rows = "".join(_row(view, trial) for trial in view.front)
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="The trials of the front">'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of trials">'
         f'<table><thead><tr>{head}<th class="text">MLflow run</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )

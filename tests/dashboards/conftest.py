@@ -44,7 +44,10 @@ def make_trial() -> MakeTrial:
 
 @pytest.fixture
 def make_study() -> MakeStudy:
-    """A study of these trials with a budget of 1 GiB; parts of its identity by name."""
+    """A study of these trials with a budget of 1 GiB; parts of its identity by name.
+
+    Without its objectives, as those of earlier versions are.
+    """
 
     def make(*trials: TrialRecord, name: str = "toy", **identity: Any) -> StudyRecord:
         known: dict[str, Any] = {
@@ -79,4 +82,17 @@ def mixed(make_trial: MakeTrial, make_study: MakeStudy) -> StudyRecord:
         make_trial(6, "pruned", reason="dominated after epoch 3"),
         make_trial(7, "failed", reason="RuntimeError: the card fell out", peak_memory=None),
         make_trial(8, "running", peak_memory=None, seconds=None),
+    )
+
+
+@pytest.fixture
+def timed(make_trial: MakeTrial, make_study: MakeStudy) -> StudyRecord:
+    """Two trials on the front, and one that is there for its time alone; three objectives."""
+    return make_study(
+        make_trial(0, quality=0.10, peak_memory=256 * MIB, seconds=40.0),
+        make_trial(1, quality=0.12, peak_memory=512 * MIB, seconds=20.0),
+        make_trial(2, quality=0.08, peak_memory=768 * MIB, seconds=5.0),
+        make_trial(3, quality=0.07, peak_memory=768 * MIB, seconds=50.0),
+        make_trial(4, "infeasible", reason="out-of-memory", peak_memory=GIB, at_least=True),
+        objectives=["quality", "memory", "time"],
     )

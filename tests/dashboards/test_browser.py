@@ -80,6 +80,17 @@ def test_report_is_drawn_and_fits(browser: Browser, report: Path, width: int) ->
     page.close()
 
 
+def test_a_scale_of_colours_leaves_the_figures_in_their_place(
+    browser: Browser, tmp_path: Path, timed: StudyRecord
+) -> None:
+    page, seen = show(browser, write_report(timed, tmp_path / "report.html", "x"), 390)
+    assert seen == []
+    assert page.locator("#figure-duration .points path").count() == 4
+    assert page.locator("#figure-front .colorbar").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
 def test_dark_mode_changes_page_and_figures(browser: Browser, report: Path) -> None:
     page, _ = show(browser, report, 1280)
     colors = """[

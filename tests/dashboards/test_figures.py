@@ -6,7 +6,8 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from dashboards.axes import memory_axis, number_axis, value_range
+from dashboards.axes import memory_axis, number_axis, time_axis, value_range
+from dashboards.duration import duration_figure
 from dashboards.history import history_figure
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
@@ -189,6 +190,73 @@ def test_history_begins_before_the_first_complete_trial(
     assert points(best) == [(1, 0.1)]
     assert volume.y[0] == 0
     assert volume.y[1] > 0
+
+
+def test_with_three_objectives_memory_and_time_have_a_line_each(timed: StudyRecord) -> None:
+    view = build_view(timed, STORE)
+    (memory,) = lines(pareto_figure(view))
+    assert points(memory) == [(0.25, 0.10), (0.5, 0.12), (1.0, 0.12)]
+    (time,) = lines(duration_figure(view))
+    assert points(time) == [(5.0, 0.08), (20.0, 0.12), (50.0, 0.12)]
+    (front,) = traces(pareto_figure(view), "on the front")
+    assert points(front) == [(0.25, 0.10), (0.5, 0.12), (0.75, 0.08)]
+    (front,) = traces(duration_figure(view), "on the front")
+    assert points(front) == [(40.0, 0.10), (20.0, 0.12), (5.0, 0.08)]
+    (dominated,) = traces(duration_figure(view), "dominated")
+    assert points(dominated) == [(50.0, 0.07)]
+
+
+def test_the_longer_a_trial_of_the_front_took_the_darker_it_is(timed: StudyRecord) -> None:
+    figure = pareto_figure(build_view(timed, STORE))
+    (front,) = traces(figure, "on the front")
+    reds = [int(color.removeprefix("rgb(").split(",")[0]) for color in front.marker.color]
+    assert reds[0] < reds[1] < reds[2]
+    (scale,) = (trace for trace in figure.data if list(trace.x) == [None])
+    assert list(scale.marker.colorbar.ticktext) == ["5 s", "40 s"]
+
+
+def test_without_memory_as_an_objective_it_has_no_line(timed: StudyRecord) -> None:
+    identity = {**timed.identity, "objectives": ["quality", "time"]}
+    view = build_view(replace(timed, identity=identity), STORE)
+    assert [trial.number for trial in view.front] == [2, 1]
+    assert lines(pareto_figure(view)) == []
+    (front,) = traces(pareto_figure(view), "on the front")
+    assert points(front) == [(0.5, 0.12), (0.75, 0.08)]
+    assert isinstance(front.marker.color, str)
+    assert len(lines(duration_figure(view))) == 1
+
+
+def test_with_quality_alone_the_best_is_marked_and_nothing_else(mixed: StudyRecord) -> None:
+    view = build_view(
+        replace(mixed, identity={**mixed.identity, "objectives": ["quality"]}), STORE
+    )
+    figure = pareto_figure(view)
+    assert lines(figure) == []
+    (best,) = traces(figure, "best")
+    assert points(best) == [(0.5, 0.12)]
+    assert best.hovertext[0].startswith("<b>Trial 1</b>, best<br>")
+    (others,) = traces(figure, "dominated")
+    assert points(others) == [(0.25, 0.10), (0.75, 0.11)]
+    history = history_figure(view)
+    assert len(lines(history)) == 1
+    assert not any(trace.yaxis == "y2" for trace in history.data)
+    assert len(traces(history, "best")) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind", "ticks"),
+    [([3.0, 20.0], None, None), ([0.0, 20.0], None, None), ([4.0, 90.0], "log", [10, 30])],
+)
+def test_axis_of_time(seconds: list[float], kind: str | None, ticks: list[float] | None) -> None:
+    axis = time_axis(seconds)
+    assert (axis.get("type"), axis.get("tickvals")) == (kind, ticks)
+
+
+def test_hypervolume_of_the_history_never_falls_where_time_counts(timed: StudyRecord) -> None:
+    """It has one limit of time throughout, that of the longest trial."""
+    volumes = [moment.hypervolume for moment in build_view(timed, STORE).history]
+    assert volumes == sorted(volumes)
+    assert volumes[0] == pytest.approx(0.10 * 0.75 * 0.2)
 
 
 def test_parameter_is_drawn_against_quality_and_memory(mixed: StudyRecord) -> None:

@@ -57,6 +57,31 @@ def test_header_says_what_was_found(mixed: StudyRecord) -> None:
     assert "Not drawn, as their memory is not known: 1 failed, 1 running." in page
 
 
+def test_with_three_objectives_the_page_speaks_of_time(timed: StudyRecord) -> None:
+    page = without_plotly(render_page(timed))
+    assert (
+        "The cheapest point of the front, trial 0, needs 256.0 MiB (50% of that) and reaches "
+        "0.1000 (83% of that). The quickest point of the front, trial 2, takes 5.0 s, against "
+        "20.0 s, and reaches 0.0800 (67% of that)."
+    ) in page
+    assert "quality against peak memory and time" in page
+    assert 'id="figure-duration"' in page
+    assert "the darker a trial, the longer it took" in page
+    assert "from 0 to the budget and to the longest trial" in page
+
+
+def test_with_quality_alone_the_page_speaks_of_no_front(mixed: StudyRecord) -> None:
+    identity = {**mixed.identity, "objectives": ["quality"]}
+    page = without_plotly(render_page(replace(mixed, identity=identity)))
+    assert "The best trial" in page
+    assert "1 best" in page
+    for trials in (mixed.trials, (), mixed.trials[3:]):
+        page = without_plotly(render_page(replace(mixed, identity=identity, trials=trials)))
+        for word in ("front</", "the front", "Pareto front", "ypervolume"):
+            assert word not in page.partition("<script>")[0]
+    assert "there is no best one yet" in page
+
+
 def test_memory_without_a_gpu_is_labelled_so(mixed: StudyRecord) -> None:
     record = replace(mixed, identity={**mixed.identity, "memory_source": "tracked"})
     assert "tracked tensor allocations on a machine without a GPU" in render_page(record)

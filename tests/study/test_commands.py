@@ -176,6 +176,29 @@ def test_a_study_of_losses(tiny_csv: Path) -> None:
     assert "bucket_items" in report
 
 
+def test_a_study_has_the_objectives_that_it_was_started_with(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    run = ["--data", "tiny.csv", *SMALL, "--n-trials", "2"]
+    timed = ["--objectives", "quality", "time"]
+    assert run_here(capsys, *run, *timed)[0] == cli.OK
+    record = read(find(None, None, Path("runs")))
+    assert record.objectives == ["quality", "time"]
+    for trial in record.complete:
+        assert record.point(trial) == (trial.quality, trial.seconds)
+    code, sentence = run_here(capsys, *run)
+    assert code == cli.USAGE
+    assert "objectives was ['quality', 'time'], is ['quality', 'memory']" in sentence
+    assert run_here(capsys, *run, *timed)[0] == cli.OK
+    assert study.best.main(["--seconds", "0.0001"]) == cli.NOTHING_FEASIBLE
+    assert "none is in" in (sentence := capsys.readouterr().err)
+    assert "and 0.0001 s" in sentence
+    for wrong in ("soon", "-1", "nan"):
+        assert study.best.main(["--seconds", wrong]) == cli.USAGE
+        assert f"--seconds {wrong}: write a number of seconds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("loss", ["cce-", "cce"])
 def test_a_study_of_an_earlier_version_goes_on(
     loss: str,
@@ -192,6 +215,7 @@ def test_a_study_of_an_earlier_version_goes_on(
     space = identity["space"]
     for name in ("candidates", "correction"):
         space.pop(name, None)
+    del identity["objectives"]
     space |= {"negatives": space.get("negatives", 256), "group_size": 128}
     study.set_user_attr("paretocut", identity)
     assert run_here(capsys, *run)[0] == cli.OK
@@ -316,6 +340,13 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
         ),
         (["--sampler", "best"], ("--sampler best", "'tpe', 'front' or 'random'")),
         (["--sampler", "front"], ("--sampler front", "for a GPU", "use --sampler tpe")),
+        (["--objectives", "memory"], ("--objectives: quality is missing",)),
+        (["--objectives", "quality", "quality"], ("--objectives: quality is named more than",)),
+        (["--objectives", "quality", "speed"], ("--objectives: speed", "quality, memory, time")),
+        (
+            ["--objectives", "quality", "time", "--sampler", "front"],
+            ("--sampler front", "cannot predict the time", "use --sampler tpe"),
+        ),
         (["--device", "cuda:7"], ("--device cuda:7", "--device cpu")),
         (["--output-dir", "tiny.csv/runs"], ("tiny.csv/runs", "name another")),
         (["--storage", "sqlite:////proc/x/study.db"], ("/proc/x",)),
