@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[StudyRecord, float
     command += ["--memory-budget", arguments.memory_budget, "--min-item-users", "1"]
     command += ["--columns.time", "none"]
     command += ["--timeout", arguments.timeout, "--output-dir", str(folder)]
+    command += ["--pruning", "none"]
     space = {**_SPACE, "max_epochs": [str(arguments.max_epochs)]}
     for name, values in space.items():
         command += [f"--space.{name}", *values]

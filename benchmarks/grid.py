@@ -3,7 +3,7 @@
 python -m benchmarks.grid [--folder .data] [--data ml-1m beauty] [--memory-budget 6GiB]
     [--processes 1] [--gpus 1] [--time-limit SECONDS] [--output FOLDER]
 
-Model and schedule are those of `configs/`, smaller and with fewer epochs (`_GRIDS`), so that a
+Model and schedule are those of `configs/`, smaller and with fewer epochs (`GRIDS`), so that a
 grid of 144 cells takes minutes; its axes are open. A row is a training, in a table for each data
 set that `objectives.recorded` reads: `ndcg_at_10` is that of validation, `curve` the same after
 every epoch, `epoch_seconds` the median, beside the other processes of its card. What is in a
@@ -38,7 +38,7 @@ from study.budget import resolve_budget
 from study.environment import choose_device
 from study.spec import parse_budget
 
-_GRIDS: dict[str, tuple[dict[str, Any], dict[str, Sequence[float]]]] = {
+GRIDS: dict[str, tuple[dict[str, Any], dict[str, Sequence[float]]]] = {
     "ml-1m": (
         {"width": 128, "num_blocks": 2, "max_epochs": 25, "patience": 25},
         {
@@ -75,7 +75,7 @@ class Cell(NamedTuple):
 
 def _cells(data: str) -> Iterator[Cell]:
     """All of a grid, the small batches first, which take longest."""
-    _, axes = _GRIDS[data]
+    _, axes = GRIDS[data]
     place = list(axes).index("batch_size")
     cells = [Cell(data, values) for values in itertools.product(*axes.values())]
     yield from sorted(cells, key=lambda cell: cell.values[place])
@@ -83,7 +83,7 @@ def _cells(data: str) -> Iterator[Cell]:
 
 def _train(cell: Cell, folder: Path, budget: int) -> dict[str, Any]:
     """A row of the table, but for what it says of the machine."""
-    fixed, axes = _GRIDS[cell.data]
+    fixed, axes = GRIDS[cell.data]
     chosen = dict(zip(axes, cell.values, strict=True))
     settings = {**chosen, **config_of(cell.data).space, **fixed, **chosen}
     context = Context(0, budget)
@@ -119,7 +119,7 @@ def _measured(
 def _trained(table: Path, data: str) -> set[tuple[str, ...]]:
     if not table.exists():
         return set()
-    axes = _GRIDS[data][1]
+    axes = GRIDS[data][1]
     with table.open(newline="") as stream:
         return {(data, *(row[name] for name in axes)) for row in csv.DictReader(stream)}
 
@@ -129,7 +129,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path(".data"), help="of the data's files")
-    parser.add_argument("--data", nargs="+", choices=_GRIDS, default=list(_GRIDS))
+    parser.add_argument("--data", nargs="+", choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--memory-budget", default="6GiB", help="of a training")
     parser.add_argument("--processes", type=int, default=1, help="trainings at a time")
     parser.add_argument("--gpus", type=int, default=1, help="cards that they are dealt out to")
