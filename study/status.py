@@ -65,7 +65,7 @@ def _status(arguments: argparse.Namespace) -> int:
     for number, epochs in running:
         print(f"trial {number} is running, {len(epochs)} epochs done")
     if record.repeats:
-        print(f"{len(record.repeats)} more repeat configurations of the front")
+        print(f"{len(record.repeats)} more trials repeat configurations of the front")
     if gain is not None:
         print(f"as many trials again may add {gain:.1%} to the hypervolume of the front")
     print(front_table(record))

@@ -132,7 +132,7 @@ def test_a_search_ends_by_patience_and_its_front_is_confirmed(
     assert all(trial["trainings"] == 2 for trial in result["front"])
 
     assert study.status.main([]) == cli.OK
-    assert f"{len(record.repeats)} more repeat configurations" in capsys.readouterr().out
+    assert f"{len(record.repeats)} more trials repeat configurations" in capsys.readouterr().out
     assert study.status.main(["--json"]) == cli.OK
     status = json.loads(capsys.readouterr().out)
     assert (status["finished"], status["repeats"]) == (result["trials"], result["repeats"])
