@@ -9,7 +9,6 @@ Shapes: T trials, C candidates, F features.
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,27 +17,22 @@ import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
-from scipy.optimize import minimize
 from scipy.special import ndtr
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 
-from objectives.config import TrialConfig
+from objectives.config import SETTINGS, TrialConfig
+from study.quality_model import QualityModel
 from study.records import RESULT
 from study.space import Choices, Range, Space, Value
 
 Array = npt.NDArray[np.float64]
 
-_FIRST = 4
-"""Trials that are spread over the memory that there is, before a model proposes."""
+_FIRST = 3
+"""Trials before a model proposes: the defaults, then spread over the memory that there is."""
 _FIRST_CANDIDATES, _NEW_CANDIDATES, _MOST_CANDIDATES = 256, 64, 2048
 _DRAWS_PER_CANDIDATE = 4
 """So many configurations are drawn, at most, for one that fits."""
 _BEYOND = 1.3
 """Where the full softmax lies on the scale of negatives, whose ends are 0 and 1."""
-_REFIT = 1.15
-"""The kernel is fitted anew to so many times the trials, and to each trial while they are few."""
-_FEW = 40
 
 
 class _Candidate(NamedTuple):
@@ -75,8 +69,8 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._has_limit = "negatives" in space.open and {"cce", "cce-"} <= set(losses)
         self._candidates: dict[tuple[tuple[str, Value], ...], _Candidate] = {}
         self._grid = _grid(space)
-        self._kernel: Any = None
-        self._fitted_to = 0
+        self._default = _default(space)
+        self._model = QualityModel()
 
     def reseed_rng(self) -> None:
         """Another random state, as Optuna asks of a sampler in a thread."""
@@ -128,6 +122,8 @@ class FrontSampler(optuna.samplers.BaseSampler):
 
     def _draw_candidates(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """All that fit, of a small grid; else more and more of them."""
+        if not self._candidates:
+            self._add(self._default)
         if self._grid is not None:
             for chosen in self._grid:
                 self._add(chosen)
@@ -176,9 +172,14 @@ class FrontSampler(optuna.samplers.BaseSampler):
         return tuple(found)
 
     def _first(self, place: int, candidates: list[_Candidate]) -> _Candidate:
-        """One of the next part of the memory that candidates take."""
+        """The nearest to the defaults, then one of the next third of the memory that there is."""
+        if place == 0:
+            default_F = np.array(self._features(self._default))
+            return min(
+                candidates, key=lambda each: float(np.sum((each.features - default_F) ** 2))
+            )
         ordered = sorted(candidates, key=lambda candidate: candidate.memory)
-        share = (place % _FIRST + self._generator.random()) / _FIRST
+        share = ((place - 1) % 3 + self._generator.random()) / 3
         return ordered[int(share * len(ordered))]
 
     def _best(
@@ -195,17 +196,18 @@ class FrontSampler(optuna.samplers.BaseSampler):
         quality_T = np.concatenate([quality_T, np.full(len(diverged), quality_T.min())])
         memory_T = np.log2([max([1.0, *trial.values[1:]]) for trial in learned])
         memory_T = np.concatenate([memory_T, np.full(len(diverged), self._top)])
-        model = self._model(features_TF, quality_T)
+        self._model.fit(features_TF, quality_T)
         if running:
             # As if these had ended as expected, so that their like is not asked for again.
             features_RF = np.array([self._features(trial.params) for trial in running])
-            mean_R, _ = model(features_RF)
+            mean_R, _ = self._model.predict(features_RF)
             quality_T = np.concatenate([quality_T, mean_R])
             known = [self._candidates.get(_key(trial.params)) for trial in running]
             memory_R = [self._top if each is None else each.memory for each in known]
             memory_T = np.concatenate([memory_T, memory_R])
-            model = self._model(np.concatenate([features_TF, features_RF]), quality_T)
-        mean_C, deviation_C = model(np.array([candidate.features for candidate in candidates]))
+            self._model.fit(np.concatenate([features_TF, features_RF]), quality_T)
+        features_CF = np.array([candidate.features for candidate in candidates])
+        mean_C, deviation_C = self._model.predict(features_CF)
         memory_C = np.array([candidate.memory for candidate in candidates])
         if len(learned[0].values) == 1:
             # Quality is all that counts: as if all took the same memory.
@@ -213,28 +215,6 @@ class FrontSampler(optuna.samplers.BaseSampler):
         front = list(zip(quality_T, memory_T, strict=True))
         gain_C = expected_gain(mean_C, deviation_C, memory_C, front, self._top)
         return candidates[int(gain_C.argmax())]
-
-    def _model(
-        self, features_TF: Array, quality_T: Array
-    ) -> Callable[[Array], tuple[Array, Array]]:
-        """Mean and standard deviation of the quality, as a function of features."""
-        count, centre = len(quality_T), quality_T.mean()
-        spread = quality_T.std() or 1.0
-        fits = self._kernel is None or count <= _FEW or count >= _REFIT * self._fitted_to
-        fresh = self._kernel is None or count <= _FEW
-        kernel = _kernel(features_TF.shape[1]) if fresh else self._kernel
-        process = GaussianProcessRegressor(kernel, optimizer=_optimize if fits else None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # A length that ends at its bound.
-            process.fit(features_TF, (quality_T - centre) / spread)
-        if fits:
-            self._kernel, self._fitted_to = process.kernel_, count
-
-        def predict(features_CF: Array) -> tuple[Array, Array]:
-            mean_C, deviation_C = process.predict(features_CF, return_std=True)
-            return mean_C * spread + centre, np.maximum(deviation_C * spread, 1e-12)
-
-        return predict
 
 
 def expected_gain(
@@ -281,6 +261,22 @@ def _grid(space: Space) -> Sequence[Mapping[str, Value]] | None:
     return [dict(zip(space.open, values, strict=True)) for values in combinations]
 
 
+def _default(space: Space) -> dict[str, Value]:
+    """What a trial has that nobody chose, or what the space has next to it."""
+    found: dict[str, Value] = {}
+    for name, part in space.open.items():
+        wanted = SETTINGS[name].default
+        if isinstance(wanted, str):
+            assert isinstance(part, Choices)
+            found[name] = wanted if wanted in part.values else part.values[0]
+        elif isinstance(part, Range):
+            found[name] = min(max(wanted, part.low), part.high)
+        else:
+            number = wanted
+            found[name] = min(part.values, key=lambda value: abs(float(value) - number))
+    return found
+
+
 def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(params.items()))
 
@@ -291,18 +287,3 @@ def _scaled(part: Range | Choices, value: float) -> float:
     if low > 0:
         low, high, value = math.log(low), math.log(high), math.log(value)
     return (value - low) / max(high - low, 1e-9)
-
-
-def _kernel(num_features: int) -> Any:
-    """A curved surface of low order, what is left of it, and noise."""
-    surface = ConstantKernel(1.0, (1e-3, 100.0)) * DotProduct(1.0, (1e-2, 10.0)) ** 2
-    rest = ConstantKernel(0.3, (1e-3, 100.0)) * RBF([1.0] * num_features, (0.1, 10.0))
-    return surface + rest + WhiteKernel(0.01, (1e-4, 0.3))
-
-
-def _optimize(objective: Callable[..., Any], initial: Array, bounds: Array) -> tuple[Array, float]:
-    """From where the last fit ended, in few steps."""
-    found = minimize(
-        objective, initial, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 50}
-    )
-    return found.x, found.fun
