@@ -76,8 +76,8 @@ def _dry_run(spec: StudySpec, subject: "Subject") -> dict[str, Any]:
     from study.sampling import build_sampler
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # What peaks are predicted by is not there yet: front would draw its first trial at random.
-    name = "random" if spec.sampler == "front" else spec.sampler
+    # What peaks are predicted by is not there yet, and the first trial may as well be random.
+    name = "tpe" if spec.sampler == "tpe" else "random"
     sampler = build_sampler(name, spec.seed, 0, subject.space)
     directions = [OBJECTIVES[name] for name in spec.objectives]
     trial = optuna.create_study(directions=directions, sampler=sampler).ask()
@@ -96,7 +96,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
     from study.ledger import default_storage
     from study.progress import StudyProgress
     from study.records import read
-    from study.sampling import build_sampler, check_front
+    from study.sampling import GridSampler, build_sampler, choose_sampler
     from study.stopping import is_exhausted
     from study.tracking import Tracker, check_server
     from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
@@ -109,23 +109,25 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
             f"--spend-budget {spec.spend_budget}: what fits is predicted for a GPU with Triton, "
             f"and this study runs on {subject.place}; leave it out"
         )
-    if spec.sampler == "front":
-        check_front(subject)
+    sampler = choose_sampler(spec.sampler, subject, spec.objectives)
     folder = spec.output_dir / name
     storage_url = spec.storage or default_storage(spec.output_dir, name)
     ledger = _open_study(spec, storage_url, name, subject)
     before = read(ledger)
     budget = before.budget
     ledger.study.sampler = build_sampler(
-        spec.sampler,
+        sampler,
         spec.seed,
         len(before.trials),
         space,
-        lambda config: objective.predicted_peak(config, budget),
+        (lambda config: objective.predicted_peak(config, budget)) if objective.predicts else None,
         budget,
     )
+    total = spec.n_trials
+    if isinstance(ledger.study.sampler, GridSampler):
+        total = min(total, len(ledger.study.sampler.cells))
     cli.say(
-        f"study {name}: {spec.n_trials} trials on {subject.place}, "
+        f"study {name}: {total} trials on {subject.place}, "
         + (f"{len(before.finished)} of them done; " if before.finished else "")
         + _budget_sentence(before)
     )
@@ -134,7 +136,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
     tags = subject.tags()
     failure = ""
     with (
-        StudyProgress(spec.n_trials, console, live=console.is_terminal) as progress,
+        StudyProgress(total, console, live=console.is_terminal) as progress,
         Tracker(ledger, spec.tracking_store, spec.output_dir, tags, progress.say) as tracker,
     ):
         stop = Stop(progress.say)
@@ -155,7 +157,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
         try:
             with stop.listening():
                 timeout = None if spec.timeout is None else spec.timeout.total_seconds()
-                worker.run(spec.n_trials, timeout, spec.patience, spec.confirm or 1)
+                worker.run(total, timeout, spec.patience, spec.confirm or 1)
         except (MachineFailedError, NothingFitsError) as error:
             failure = str(error)
         except KeyboardInterrupt:

@@ -1,16 +1,20 @@
 """Which configuration next."""
 
+import itertools
+import random
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from objectives.errors import UserError
 
 if TYPE_CHECKING:
     from objectives.config import TrialConfig
-    from study.space import Space
+    from study.space import Space, Value
     from study.subject import Subject
 
 
@@ -25,7 +29,7 @@ def build_sampler(
     """The sampler of a name.
 
     Args:
-        name: "tpe", "front" or "random".
+        name: "tpe", "front", "gp", "nsga2", "grid" or "random".
         seed: The study's seed.
         num_trials: Trials the study has already; a resumed study must not draw its first random
             points again.
@@ -34,10 +38,17 @@ def build_sampler(
         budget: Bytes that a trial may allocate.
     """
     seed = (seed + num_trials * 7919) % 2**32
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    if name == "tpe":
-        return tpe(seed)
+    match name:
+        case "tpe":
+            return tpe(seed)
+        case "gp":
+            return optuna.samplers.GPSampler(seed=seed)
+        case "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed)
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        case "grid":
+            return GridSampler(space, seed, peak, budget)
     assert peak is not None
     # It imports scikit-learn, in a second.
     from study.front_sampler import FrontSampler
@@ -55,19 +66,92 @@ def tpe(seed: int) -> optuna.samplers.TPESampler:
         return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
 
 
-def check_front(subject: "Subject") -> None:
-    """Refuses the sampler "front" where it cannot know what trials take.
+class GridSampler(optuna.samplers.RandomSampler):
+    """Every combination of a space of choices once, in random order.
+
+    Optuna's own know no conditions, or end a study by what only `optimize` has.
+
+    Attributes:
+        cells: The combinations, each with the settings that its loss has, without those that are
+            predicted to exceed the budget.
+    """
+
+    def __init__(
+        self,
+        space: "Space",
+        seed: int,
+        peak: "Callable[[TrialConfig], int] | None",
+        budget: int,
+    ) -> None:
+        super().__init__(seed)
+        self._distributions = {name: part.distribution() for name, part in space.open.items()}
+        self.cells = _cells(space, peak, budget)
+        random.Random(seed).shuffle(self.cells)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All settings of the space, whichever of them the trial's loss will have."""
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next combination that has not been tried; nothing where all have."""
+        states = [state for state in TrialState if state != TrialState.FAIL]
+        tried = [other.params for other in study.get_trials(deepcopy=False, states=states)]
+        return next((cell for cell in self.cells if cell not in tried), {})
+
+
+def _cells(
+    space: "Space", peak: "Callable[[TrialConfig], int] | None", budget: int
+) -> "list[dict[str, Value]]":
+    from study.space import Choices
+
+    parts = {name: part.values for name, part in space.open.items() if isinstance(part, Choices)}
+    cells: dict[TrialConfig, dict[str, Value]] = {}
+    for values in itertools.product(*parts.values()):
+        trial = FixedTrial(dict(zip(parts, values, strict=True)))
+        config = space.suggest(trial)
+        if config not in cells and (peak is None or peak(config) <= budget):
+            cells[config] = trial.params
+    return list(cells.values())
+
+
+def choose_sampler(name: str, subject: "Subject", objectives: Sequence[str]) -> str:
+    """The sampler that a name stands for here: "auto" is "front" where it knows what trials take.
 
     Raises:
-        UserError: Peaks are not predicted, or not in milliseconds, or trials spend the budget.
+        UserError: The sampler is not for this space or this machine.
     """
+    if name == "grid" and (ranges := _ranges(subject.space)):
+        raise UserError(
+            f"--sampler grid: {ranges[0]} has a range; give three numbers or more, or one, to "
+            f"--space.{ranges[0]}"
+        )
+    if name not in ("auto", "front"):
+        return name
+    reason = _why_not_front(subject, objectives)
+    if name == "front" and reason:
+        raise UserError(f"--sampler front: {reason}; use --sampler tpe")
+    return "tpe" if reason else "front"
+
+
+def _ranges(space: "Space") -> list[str]:
+    from study.space import Range
+
+    parts = {**space.open, **space.spent}
+    return [name for name, part in parts.items() if isinstance(part, Range)]
+
+
+def _why_not_front(subject: "Subject", objectives: Sequence[str]) -> str:
     objective, space = subject.objective, subject.space
+    if "time" in objectives:
+        return "it cannot predict the time that --objectives names"
     if space.spent:
-        reason = f"with --spend-budget {next(iter(space.spent))} all trials take about as much"
-    elif not objective.predicts:
-        reason = f"peaks are predicted for a GPU with Triton, and this runs on {subject.place}"
-    elif slow := [each for each in space.structures() if not objective.predicts_at_once(each)]:
-        reason = f"peaks of {slow[0].loss.loss} here are not predicted in milliseconds"
-    else:
-        return
-    raise UserError(f"--sampler front: {reason}; use --sampler tpe")
+        return f"with --spend-budget {next(iter(space.spent))} all trials take about as much"
+    if not objective.predicts:
+        return f"peaks are predicted for a GPU with Triton, and this runs on {subject.place}"
+    if slow := [each for each in space.structures() if not objective.predicts_at_once(each)]:
+        return f"peaks of {slow[0].loss.loss} here are not predicted in milliseconds"
+    return ""

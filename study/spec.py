@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
-    model_validator,
 )
 
 from objectives.config import SETTINGS, ColumnsConfig, DataConfig
@@ -146,11 +145,12 @@ class StudySpec(DataConfig):
         description="quality and, if they are to be low, memory (the peak) and time (the seconds "
         "that a trial takes); quality alone: the best within the budget",
     )
-    sampler: Literal["tpe", "front", "random"] = Field(
-        "tpe",
-        description="which configuration next. tpe: by what good trials had; front: what is "
+    sampler: Literal["auto", "front", "tpe", "gp", "nsga2", "grid", "random"] = Field(
+        "auto",
+        description="which configuration next. auto: front where it can, else tpe; front: what is "
         "expected to add most to the front, by a model of the quality and predicted peaks (on a "
-        "GPU, not with bce, sce and rece); random",
+        "GPU, not with bce, sce and rece); tpe: by what good trials had; gp and nsga2: Optuna's "
+        "own; grid: every combination of choices once; random",
     )
     pruning: Literal["dominance", "none"] = Field(
         "dominance",
@@ -179,15 +179,6 @@ class StudySpec(DataConfig):
     space: dict[str, Any] = Field(
         default_factory=dict, description="settings of a trial: fixed, ranges or choices"
     )
-
-    @model_validator(mode="after")
-    def _is_for_its_objectives(self) -> Self:
-        if self.sampler == "front" and "time" in self.objectives:
-            raise ValueError(
-                "--sampler front: it searches for quality and memory, and cannot predict the time "
-                "that --objectives names; use --sampler tpe"
-            )
-        return self
 
     @property
     def data_config(self) -> DataConfig:

@@ -338,7 +338,8 @@ def run_here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
             ["--spend-budget", "batch_size", "--space.batch_size", "8"],
             ("has no range", "--space.batch_size"),
         ),
-        (["--sampler", "best"], ("--sampler best", "'tpe', 'front' or 'random'")),
+        (["--sampler", "best"], ("--sampler best", "'auto', 'front', 'tpe'", "'random'")),
+        (["--sampler", "grid"], ("--sampler grid", "--space.negatives")),
         (["--sampler", "front"], ("--sampler front", "for a GPU", "use --sampler tpe")),
         (["--objectives", "memory"], ("--objectives: quality is missing",)),
         (["--objectives", "quality", "quality"], ("--objectives: quality is named more than",)),
@@ -385,19 +386,39 @@ def predicted_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("predicted_peaks")
-def test_front_begins_with_trials_from_small_to_large_and_goes_on(
+def test_front_goes_on_without_repeating_a_trial(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_csv.parent)
-    run = ["--data", "tiny.csv", "--sampler", "front", *SMALL]
+    # By default, as peaks are predicted.
+    run = ["--data", "tiny.csv", *SMALL]
     code, _ = run_here(capsys, *run, "--n-trials", "4")
     assert code == cli.OK
     code, _ = run_here(capsys, *run, "--n-trials", "6")
     assert code == cli.OK
     trials = read(find("tiny", None, Path("runs"))).trials
     assert len({tuple(trial.params.values()) for trial in trials}) == 6
-    sizes = [trial.params["batch_size"] * trial.params["negatives"] for trial in trials]
-    assert sizes[0] < sizes[3]
+    # TPE would draw it at random.
+    assert trials[0].params["learning_rate"] == 1e-3
+
+
+def test_a_grid_ends_when_every_combination_has_run(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    grid = ["--space.batch_size", "8", "--space.learning_rate", "1e-3", "--space.loss", "cce-"]
+    grid += ["cce", "--space.negatives", "4", "8", "16", "--space.max_epochs", "1"]
+    for n_trials in ("3", "50"):
+        run = ["--data", "tiny.csv", "--sampler", "grid", *SMALL, *grid, "--n-trials", n_trials]
+        code, _ = run_here(capsys, *run)
+        assert code == cli.OK
+    trials = read(find("tiny", None, Path("runs"))).trials
+    assert sorted(tuple(trial.params.values()) for trial in trials) == [
+        ("cce",),
+        ("cce-", 4),
+        ("cce-", 8),
+        ("cce-", 16),
+    ]
 
 
 @pytest.mark.usefixtures("predicted_peaks")
