@@ -116,10 +116,6 @@ def test_a_number_in_a_file_is_a_budget_in_bytes(tmp_path: Path) -> None:
         ({"objectives": ["quality", "speed"]}, ("--objectives: speed", "quality, memory, time")),
         ({"objectives": ["memory", "time"]}, ("--objectives: quality is missing",)),
         ({"objectives": ["quality", "time", "time"]}, ("--objectives: time", "more than once")),
-        (
-            {"objectives": ["quality", "time"], "sampler": "front"},
-            ("--sampler front", "--objectives", "use --sampler tpe"),
-        ),
     ],
 )
 def test_wrong_flags_are_one_sentence(flags: dict[str, str], words: tuple[str, ...]) -> None:
