@@ -5,6 +5,7 @@ Shapes: T trials, C candidates, F features, P parameters of the kernel.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ _SCALE, _LENGTH, _NOISE = (1.0, 1.0), (1.0, 0.7), (0.02, 1.0)
 """Prior of the kernel: medians, and standard deviations of the logarithms; noise is a variance."""
 _FEW, _REFIT = 40, 1.15
 """The kernel is fitted anew with every trial up to so many, then to so many times the trials."""
+_EVALUATIONS, _MORE_EVALUATIONS = 40, 6
+"""Evaluations of a fit that begins at the prior, and of one that goes on from the last kernel."""
 
 
 class QualityModel:
@@ -42,10 +45,13 @@ class QualityModel:
         count = len(quality_T)
         self._centre, self._spread = quality_T.mean(), quality_T.std() or 1.0
         fits = self._kernel is None or count <= _FEW or count >= _REFIT * self._fitted_to
+        evaluations = _MORE_EVALUATIONS
         if self._kernel is None or count <= _FEW:
+            evaluations = _EVALUATIONS
             self._kernel = _kernel(features_TF.shape[1])
         self._process = GaussianProcessRegressor(
-            self._kernel, optimizer=_most_probable if fits else None
+            self._kernel,
+            optimizer=partial(_most_probable, evaluations=evaluations) if fits else None,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # A length that ends at its bound.
@@ -66,9 +72,9 @@ def _kernel(num_features: int) -> Any:
 
 
 def _most_probable(
-    objective: Callable[..., Any], initial_P: Array, bounds: Array
+    objective: Callable[..., Any], initial_P: Array, bounds: Array, evaluations: int
 ) -> tuple[Array, float]:
-    """By likelihood and prior, from where the last fit ended, in few steps."""
+    """By likelihood and prior, in so many evaluations at most."""
     num_lengths = len(initial_P) - 2
     prior_P2 = np.array([_SCALE, *[_LENGTH] * num_lengths, _NOISE])
     centre_P, spread_P = np.log(prior_P2[:, 0]), prior_P2[:, 1]
@@ -84,6 +90,6 @@ def _most_probable(
         method="L-BFGS-B",
         jac=True,
         bounds=bounds,
-        options={"maxiter": 50},
+        options={"maxfun": evaluations},
     )
     return found.x, found.fun
