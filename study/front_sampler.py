@@ -102,13 +102,14 @@ class FrontSampler(optuna.samplers.BaseSampler):
         candidates = [c for key, c in self._candidates.items() if key not in tried]
         if not candidates:
             return {}
-        learned = [t for t in known if t.state == TrialState.COMPLETE and len(t.values) <= 2]
+        learned = [t for t in known if _shown(t) is not None]
         diverged = [t for t in known if t.user_attrs.get(RESULT, {}).get("outcome") == "diverged"]
         running = [t for t in known if t.state == TrialState.RUNNING and t.params]
         begun = len(learned) + len(diverged) + len(running)
         if begun < _FIRST or len(learned) < 2:
             return self._first(begun, candidates).params
-        return self._best(candidates, learned, diverged, running).params
+        best = self._best(candidates, learned, diverged, running, len(study.directions) == 1)
+        return best.params
 
     def sample_independent(
         self,
@@ -188,14 +189,14 @@ class FrontSampler(optuna.samplers.BaseSampler):
         learned: Sequence[FrozenTrial],
         diverged: Sequence[FrozenTrial],
         running: Sequence[FrozenTrial],
+        quality_alone: bool,
     ) -> _Candidate:
         trials = [*learned, *diverged]
         features_TF = np.array([self._features(trial.params) for trial in trials])
-        quality_T = np.array([trial.values[0] for trial in learned])
+        quality_T, memory_T = np.array([_shown(trial) for trial in learned]).T
         # What diverged is as bad as the worst, and adds nothing to the front.
         quality_T = np.concatenate([quality_T, np.full(len(diverged), quality_T.min())])
-        memory_T = np.log2([max([1.0, *trial.values[1:]]) for trial in learned])
-        memory_T = np.concatenate([memory_T, np.full(len(diverged), self._top)])
+        memory_T = np.concatenate([np.log2(memory_T), np.full(len(diverged), self._top)])
         self._model.fit(features_TF, quality_T)
         if running:
             # As if these had ended as expected, so that their like is not asked for again.
@@ -209,7 +210,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         features_CF = np.array([candidate.features for candidate in candidates])
         mean_C, deviation_C = self._model.predict(features_CF)
         memory_C = np.array([candidate.memory for candidate in candidates])
-        if len(learned[0].values) == 1:
+        if quality_alone:
             # Quality is all that counts: as if all took the same memory.
             memory_T, memory_C = np.zeros_like(memory_T), np.zeros_like(memory_C)
         front = list(zip(quality_T, memory_T, strict=True))
@@ -275,6 +276,16 @@ def _default(space: Space) -> dict[str, Value]:
             number = wanted
             found[name] = min(part.values, key=lambda value: abs(float(value) - number))
     return found
+
+
+def _shown(trial: FrozenTrial) -> tuple[float, float] | None:
+    """Quality and bytes of a trial; of one that was stopped, the quality that it was to reach."""
+    result = trial.user_attrs.get(RESULT, {})
+    if trial.state == TrialState.COMPLETE:
+        return trial.values[0], max([1.0, *trial.values[1:]])
+    if "expected" in result:
+        return result["expected"], max(1.0, result["peak_memory"])
+    return None
 
 
 def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:

@@ -204,6 +204,27 @@ def test_what_diverged_is_avoided(space: Space) -> None:
     assert sum(diverged[12:]) < 4
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_what_was_stopped_counts_as_what_it_was_to_reach(space: Space, tells: bool) -> None:
+    """Quality rises with the rate up to 1e-3; what is higher is stopped."""
+    study = optuna.create_study(
+        directions=["maximize", "minimize"], sampler=FrontSampler(space, peak, BUDGET, 0)
+    )
+    stopped = []
+    for _ in range(24):
+        trial = study.ask()
+        config = space.suggest(trial)
+        rate = config.training.learning_rate
+        stopped.append(rate > 1e-3)
+        if stopped[-1]:
+            shown = {"expected": 0.01, "peak_memory": peak(config)}
+            trial.set_user_attr(RESULT, {"outcome": "pruned", **(shown if tells else {})})
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, (0.05 * math.log10(rate / 1e-5), peak(config)))
+    assert (sum(stopped[6:]) < 9) is tells
+
+
 def test_where_nothing_fits_a_trial_is_drawn_at_random(space: Space) -> None:
     sampler = FrontSampler(space, lambda _: 2 * BUDGET, BUDGET, 0)
     assert all(len(trial.params) == 3 for trial in search(space, 2, sampler=sampler).trials)
