@@ -1,7 +1,7 @@
 """How many trials does a search need for the front of a recorded grid?
 
 python -m benchmarks.search --table ../shared/data/recorded-grid.csv [--data SET ...]
-    [--samplers front tpe random] [--seeds 20] [--trials 60] [--processes 2] [--output FILE]
+    [--samplers NAME ...] [--seeds 20] [--trials 60] [--processes 2] [--output FILE]
 
 A trial is looked up in a table of finished runs (`objectives.recorded`): negatives, batch size and
 length are categories, full softmax is a loss of its own, and a cell that is not there ran out of
@@ -33,7 +33,7 @@ from study.records import RESULT
 from study.sampling import build_sampler
 from study.subject import space_of
 
-_SAMPLERS = ("front", "tpe", "random")
+_SAMPLERS = ("front", "tpe", "gp", "nsga2", "random")
 _ENOUGH, _EARLY = 0.95, 30
 
 
