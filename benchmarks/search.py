@@ -18,8 +18,9 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -29,22 +30,50 @@ from objectives.config import TrialConfig
 from objectives.recorded import RecordedObjective
 from objectives.trial import DivergedTrial, InfeasibleTrial
 from study.front import Point, pareto_front
+from study.ledger import Epoch
+from study.pruning import Curve, Dominated, check, curve_of
 from study.records import RESULT
 from study.sampling import build_sampler
 from study.subject import space_of
 
 _SAMPLERS = ("front", "tpe", "gp", "nsga2", "random")
 _ENOUGH, _EARLY = 0.95, 30
+_ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class Found(NamedTuple):
+    """What a trial of a search found.
+
+    Attributes:
+        point: Quality and memory; None where it did not train to its end.
+        suggestion: Seconds that its suggestion took.
+        trained: Seconds that it trained, when it was recorded.
+    """
+
+    point: Point | None
+    suggestion: float
+    trained: float
 
 
 class _Context:
     seed, checkpoint = 0, None
 
-    def __init__(self, memory_budget: int) -> None:
+    def __init__(self, memory_budget: int, others: list[Curve] | None) -> None:
         self.memory_budget = memory_budget
+        self.epochs: list[Epoch] = []
+        self._others = others
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Nothing is kept."""
+        """Keeps it, and ends a trial that others, if there are, are far ahead of."""
+        self.epochs.append(Epoch(0, epoch, _ANY_TIME, dict(metrics)))
+        if self._others is not None:
+            check(self.curve(complete=False), self._others)
+
+    def curve(self, complete: bool) -> Curve:
+        """What has been reported."""
+        curve = curve_of(0, self.epochs, complete)
+        assert curve is not None
+        return curve
 
 
 def area(points: list[Point], top: float) -> float:
@@ -67,9 +96,9 @@ def whole_grid(objective: RecordedObjective) -> tuple[list[Point], int]:
 
 
 def search(
-    objective: RecordedObjective, name: str, seed: int, num_trials: int
-) -> Iterator[tuple[Point | None, float]]:
-    """What each trial found, None where it did not train, and how long its suggestion took."""
+    objective: RecordedObjective, name: str, seed: int, num_trials: int, *, prunes: bool = False
+) -> Iterator[Found]:
+    """A search by the sampler of a name; prunes: as a study does by default."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = space_of(objective)
     _, budget = whole_grid(objective)
@@ -79,24 +108,36 @@ def search(
 
     sampler = build_sampler(name, seed, 0, space, peak, budget)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    others: list[Curve] | None = [] if prunes else None
     for _ in range(num_trials):
         begin = time.perf_counter()
         trial = study.ask()
         config = space.suggest(trial)
         seconds = time.perf_counter() - begin
         point = None
+        context = _Context(budget, others)
         try:
-            result = objective(config, _Context(budget))
+            result = objective(config, context)
         except InfeasibleTrial as error:
             trial.set_constraint("memory", error.peak_bytes / budget)
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         except DivergedTrial:
             trial.set_user_attr(RESULT, {"outcome": "diverged"})
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except Dominated as error:
+            shown = {"expected": error.expected, "peak_memory": context.curve(False).peak}
+            trial.set_user_attr(RESULT, {"outcome": "pruned", **shown})
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
             point = result.quality, float(result.peak_memory)
             study.tell(trial, point)
-        yield point, seconds
+        trained = 0.0
+        if context.epochs:
+            curve = context.curve(complete=point is not None)
+            trained = curve.seconds[-1]
+            if others is not None:
+                others.append(curve)
+        yield Found(point, seconds, trained)
 
 
 def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[str, Any]:
@@ -107,10 +148,10 @@ def run(table: Path, data: str, name: str, seed: int, num_trials: int) -> dict[s
     whole = area(everything, top)
     points: list[Point] = []
     shares, times = [], []
-    for point, seconds in search(objective, name, seed, num_trials):
-        if point is not None:
-            points.append(point)
-        times.append(seconds)
+    for found in search(objective, name, seed, num_trials):
+        if found.point is not None:
+            points.append(found.point)
+        times.append(found.suggestion)
         shares.append(area(points, top) / whole)
     reached = [number for number, share in enumerate(shares, 1) if share >= _ENOUGH]
     return {

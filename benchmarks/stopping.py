@@ -34,8 +34,8 @@ def run(table: Path, data: str, name: str, seed: int) -> list[dict[str, Any]]:
     objective = RecordedObjective(table, data)
     everything, budget = whole_grid(objective)
     whole = hypervolume(everything, budget)
-    found = [point for point, _ in search(objective, name, seed, 2 * max(_AFTER))]
-    trials = tuple(_trial(number, point) for number, point in enumerate(found))
+    found = search(objective, name, seed, 2 * max(_AFTER))
+    trials = tuple(_trial(number, each.point) for number, each in enumerate(found))
     record = StudyRecord(data, {"memory_budget": budget}, trials, {}, None)
     volumes = hypervolumes(record)
     return [

@@ -5,7 +5,7 @@ is known epoch by epoch, too, and two rules compare it. Both were chosen by the 
 `objectives/grids` (docs/search.md).
 
 *Dominance.* Curves cross early and seldom late: a trial is stopped where the best that it has
-shown is below that of another, at the same epoch, by more than (1 - e / 0.75)^2 of it, for e the
+shown is below that of another, at the same epoch, by more than (1 - e / 0.75)^2.5 of it, for e the
 share of the longest training so far; from three quarters on by anything.
 
 *Successive halving* (asynchronous, as in ASHA, Li et al. 2020): at a quarter and at half of the
@@ -25,6 +25,7 @@ from study.ledger import Epoch, Ledger
 
 _SETTLED = 0.75
 """Share of a training after which curves hardly cross."""
+_STEEPNESS = 2.5
 _RUNGS = (0.25, 0.5)
 _REDUCTION = 3
 
@@ -137,7 +138,7 @@ def check(
     quality = mine.best[-1]
     ahead = max(rivals, key=lambda other: _at(other.best, epoch))
     best = _at(ahead.best, epoch)
-    margin = max(0.0, 1 - epoch / longest / _SETTLED) ** 2
+    margin = max(0.0, 1 - epoch / longest / _SETTLED) ** _STEEPNESS
     better = sum(_at(other.best, epoch) > quality for other in rivals)
     if quality < (1 - margin) * best:
         who = f"trial {ahead.number} had {best:.4f}"
