@@ -9,7 +9,7 @@ Shapes: T trials, C candidates, F features.
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from objectives.config import SETTINGS, TrialConfig
+from study.front import pareto_front
 from study.quality_model import QualityModel
 from study.records import RESULT
 from study.space import Choices, Range, Space, Value
@@ -31,6 +32,8 @@ _FIRST = 3
 _FIRST_CANDIDATES, _NEW_CANDIDATES, _MOST_CANDIDATES = 256, 64, 2048
 _DRAWS_PER_CANDIDATE = 4
 """So many configurations are drawn, at most, for one that fits."""
+_NEIGHBOURS, _STEP = 2, 0.1
+"""Candidates for a setting of a trial of the front; how far a number moves, of its range."""
 _BEYOND = 1.3
 """Where the full softmax lies on the scale of negatives, whose ends are 0 and 1."""
 
@@ -108,7 +111,10 @@ class FrontSampler(optuna.samplers.BaseSampler):
         begun = len(learned) + len(diverged) + len(running)
         if begun < _FIRST or len(learned) < 2:
             return self._first(begun, candidates).params
+        near = [c for c in self._neighbours(learned) if _key(c.params) not in tried]
+        candidates += near
         best = self._best(candidates, learned, diverged, running, len(study.directions) == 1)
+        self._candidates[_key(best.params)] = best
         return best.params
 
     def sample_independent(
@@ -143,15 +149,42 @@ class FrontSampler(optuna.samplers.BaseSampler):
             self._add(drawn)
 
     def _add(self, values: Mapping[str, Value]) -> None:
-        """A candidate with those of the values that its loss has, if it is new and fits."""
+        """Keeps a candidate, if it fits."""
+        candidate = self._candidate(values)
+        if candidate is not None:
+            self._candidates.setdefault(_key(candidate.params), candidate)
+
+    def _candidate(self, values: Mapping[str, Value]) -> _Candidate | None:
+        """One with those of the values that its loss has, if it fits."""
         given = FixedTrial(dict(values))
-        config = self._space.suggest(given)
-        key = _key(given.params)
-        if key not in self._candidates:
-            memory = math.log2(max(1, self._peak(config)))
-            if memory <= self._top:
-                features = self._features(given.params)
-                self._candidates[key] = _Candidate(given.params, features, memory)
+        memory = math.log2(max(1, self._peak(self._space.suggest(given))))
+        if memory > self._top:
+            return None
+        return _Candidate(given.params, self._features(given.params), memory)
+
+    def _neighbours(self, learned: Sequence[FrozenTrial]) -> Iterator[_Candidate]:
+        """What fits and differs from a trial of the front in one setting."""
+        if self._grid is not None:
+            return  # Of a grid all are candidates.
+        points = [shown for trial in learned if (shown := _shown(trial)) is not None]
+        for place in pareto_front(points):
+            params = learned[place].params
+            for name, part in self._space.open.items():
+                for _ in range(_NEIGHBOURS if name in params else 0):
+                    # What only another choice of loss has is as in the defaults.
+                    moved = {**self._default, **params, name: self._moved(part, params[name])}
+                    if (found := self._candidate(moved)) is not None:
+                        yield found
+
+    def _moved(self, part: Range | Choices, value: Value) -> Value:
+        """Another value, if it is a number one that is near."""
+        if isinstance(part, Range):
+            return part.at(_scaled(part, float(value)) + _STEP * self._generator.normal())
+        if isinstance(value, str):
+            return part.values[int(self._generator.integers(len(part.values)))]
+        ordered = sorted(part.values, key=float)
+        place = ordered.index(value) + int(self._generator.choice([-1, 1]))
+        return ordered[min(max(place, 0), len(ordered) - 1)]
 
     def _features(self, params: Mapping[str, Value]) -> tuple[float, ...]:
         """Numbers between 0 and 1, a word one for each that it may be.

@@ -36,6 +36,17 @@ class Range:
             return trial.suggest_int(name, self.low, self.high, log=log)
         return trial.suggest_float(name, self.low, self.high, log=log)
 
+    def at(self, share: float) -> int | float:
+        """The value at a share of the range, the nearest within it."""
+        share = min(max(share, 0.0), 1.0)
+        if self.low > 0:
+            value = float(self.low * (self.high / self.low) ** share)
+        else:
+            value = self.low + share * (self.high - self.low)
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            value = round(value)
+        return min(max(value, self.low), self.high)
+
     def distribution(self) -> "optuna.distributions.BaseDistribution":
         """What `suggest` draws from."""
         return _distribution_of(self)

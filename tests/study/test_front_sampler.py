@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +7,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.testing.pytest_samplers import BasicSamplerTestCase, MultiObjectiveSamplerTestCase
-from optuna.trial import TrialState
+from optuna.trial import FixedTrial, TrialState
 
 from objectives.config import TrialConfig
 from objectives.loss_config import CCEMinus
 from study.front_sampler import FrontSampler, expected_gain
 from study.records import RESULT
-from study.space import Space, build_space
+from study.space import Choices, Range, Space, build_space
 
 NUM_ITEMS = 10_000
 BUDGET = 1 << 30
@@ -123,6 +124,34 @@ def test_where_the_defaults_do_not_fit_or_are_not_open_the_first_is_near() -> No
     near = FrontSampler(build_space(ASKED, NUM_ITEMS, 50_000), peak, 2**20 + 2**20, 0)
     (trial,) = search(build_space(ASKED, NUM_ITEMS, 50_000), 1, sampler=near).trials
     assert trial.params["negatives"] * trial.params["batch_size"] <= 2**11
+
+
+def test_it_looks_beside_what_is_on_the_front(space: Space) -> None:
+    """No two drawn trials have the same rate; one that differs in another setting alone has."""
+    trials = [trial.params for trial in search(space, 20).trials]
+    beside = [
+        (first, second)
+        for first, second in itertools.combinations(trials, 2)
+        if sum(first[name] != second[name] for name in first) == 1
+    ]
+    assert any(first["learning_rate"] == second["learning_rate"] for first, second in beside)
+    assert all(peak(space.suggest(FixedTrial(second))) <= BUDGET for _, second in beside)
+
+
+@pytest.mark.parametrize(
+    "part", [Range(16, 4096), Range(1e-4, 1e-2), Range(0.0, 0.5), Choices((8, 64, 16))]
+)
+def test_a_neighbour_is_near_and_in_the_space(part: Range | Choices) -> None:
+    sampler = FrontSampler(Space({}, {}, NUM_ITEMS), peak, BUDGET, 0)
+    start = 16 if isinstance(part, Choices) else part.at(0.9)
+    moved = [sampler._moved(part, start) for _ in range(50)]
+    if isinstance(part, Choices):
+        assert set(moved) == {8, 64}
+        return
+    assert {type(value) for value in moved} == {type(part.low)}
+    assert all(part.low <= value <= part.high for value in moved if not isinstance(value, str))
+    assert part.high in moved, "what is beyond the end is the end"
+    assert len(set(moved)) > 20
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -329,3 +329,19 @@ def test_impossible_settings_are_one_sentence(
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "share", "value"),
+    [
+        (Range(16, 4096), 0.5, 256),
+        (Range(16, 4096), -1, 16),
+        (Range(1e-4, 1e-2), 0.5, 1e-3),
+        (Range(1e-4, 1e-2), 2, 1e-2),
+        (Range(0.0, 0.5), 0.5, 0.25),
+    ],
+)
+def test_a_range_has_a_value_at_every_share(part: Range, share: float, value: float) -> None:
+    found = part.at(share)
+    assert found == pytest.approx(value)
+    assert type(found) is type(part.low)
