@@ -17,10 +17,10 @@ import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from objectives.config import SETTINGS, TrialConfig
-from study.front import pareto_front
+from study.front import DEFAULT_OBJECTIVES, pareto_front
 from study.quality_model import QualityModel
 from study.records import RESULT
 from study.space import Choices, Range, Space, Value
@@ -34,6 +34,8 @@ _DRAWS_PER_CANDIDATE = 4
 """So many configurations are drawn, at most, for one that fits."""
 _NEIGHBOURS, _STEP = 2, 0.1
 """Candidates for a setting of a trial of the front; how far a number moves, of its range."""
+_TIMES = 6
+"""Quantiles of the time that a candidate may take."""
 _BEYOND = 1.3
 """Where the full softmax lies on the scale of negatives, whose ends are 0 and 1."""
 
@@ -52,7 +54,12 @@ class FrontSampler(optuna.samplers.BaseSampler):
     """
 
     def __init__(
-        self, space: Space, peak: Callable[[TrialConfig], int], budget: int, seed: int
+        self,
+        space: Space,
+        peak: Callable[[TrialConfig], int],
+        budget: int,
+        seed: int,
+        objectives: Sequence[str] = DEFAULT_OBJECTIVES,
     ) -> None:
         """Prepares.
 
@@ -61,6 +68,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
             peak: Predicted peak of a configuration in bytes, in milliseconds.
             budget: Bytes; nothing above is proposed.
             seed: Of all that is drawn.
+            objectives: Of the study: quality, and memory or time or neither.
         """
         self._space = space
         self._peak = peak
@@ -74,6 +82,8 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._grid = _grid(space)
         self._default = _default(space)
         self._model = QualityModel()
+        self._objectives = tuple(objectives)
+        self._time_model = QualityModel()
 
     def reseed_rng(self) -> None:
         """Another random state, as Optuna asks of a sampler in a thread."""
@@ -113,7 +123,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
             return self._first(begun, candidates).params
         near = [c for c in self._neighbours(learned) if _key(c.params) not in tried]
         candidates += near
-        best = self._best(candidates, learned, diverged, running, len(study.directions) == 1)
+        best = self._best(candidates, learned, diverged, running)
         self._candidates[_key(best.params)] = best
         return best.params
 
@@ -222,7 +232,6 @@ class FrontSampler(optuna.samplers.BaseSampler):
         learned: Sequence[FrozenTrial],
         diverged: Sequence[FrozenTrial],
         running: Sequence[FrozenTrial],
-        quality_alone: bool,
     ) -> _Candidate:
         trials = [*learned, *diverged]
         features_TF = np.array([self._features(trial.params) for trial in trials])
@@ -242,13 +251,38 @@ class FrontSampler(optuna.samplers.BaseSampler):
             self._model.fit(np.concatenate([features_TF, features_RF]), quality_T)
         features_CF = np.array([candidate.features for candidate in candidates])
         mean_C, deviation_C = self._model.predict(features_CF)
+        if "time" in self._objectives:
+            gain_C = self._gain_over_time(learned, features_CF, mean_C, deviation_C)
+            return candidates[int(gain_C.argmax())]
         memory_C = np.array([candidate.memory for candidate in candidates])
-        if quality_alone:
+        if self._objectives == ("quality",):
             # Quality is all that counts: as if all took the same memory.
             memory_T, memory_C = np.zeros_like(memory_T), np.zeros_like(memory_C)
         front = list(zip(quality_T, memory_T, strict=True))
         gain_C = expected_gain(mean_C, deviation_C, memory_C, front, self._top)
         return candidates[int(gain_C.argmax())]
+
+    def _gain_over_time(
+        self,
+        learned: Sequence[FrozenTrial],
+        features_CF: Array,
+        mean_C: Array,
+        deviation_C: Array,
+    ) -> Array:
+        """The same against the logarithm of time, which is learned: a mean over what it may be."""
+        complete = [trial for trial in learned if trial.state == TrialState.COMPLETE]
+        front = [(trial.values[0], math.log2(trial.values[1])) for trial in complete]
+        seconds_T = np.array([seconds for _, seconds in front])
+        features_TF = np.array([self._features(trial.params) for trial in complete])
+        self._time_model.fit(features_TF, seconds_T)
+        seconds_C, spread_C = self._time_model.predict(features_CF)
+        longest = float(seconds_T.max())
+        gains = [
+            expected_gain(mean_C, deviation_C, seconds_C + z * spread_C, front, longest)
+            for z in ndtri((np.arange(_TIMES) + 0.5) / _TIMES)
+        ]
+        gain_C: Array = np.mean(gains, axis=0)
+        return gain_C
 
 
 def expected_gain(

@@ -122,6 +122,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
         space,
         (lambda config: objective.predicted_peak(config, budget)) if objective.predicts else None,
         budget,
+        spec.objectives,
     )
     total = spec.n_trials
     if isinstance(ledger.study.sampler, GridSampler):

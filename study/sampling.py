@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from objectives.errors import UserError
+from study.front import DEFAULT_OBJECTIVES
 
 if TYPE_CHECKING:
     from objectives.config import TrialConfig
@@ -25,6 +26,7 @@ def build_sampler(
     space: "Space",
     peak: "Callable[[TrialConfig], int] | None" = None,
     budget: int = 0,
+    objectives: Sequence[str] = DEFAULT_OBJECTIVES,
 ) -> optuna.samplers.BaseSampler:
     """The sampler of a name.
 
@@ -36,6 +38,7 @@ def build_sampler(
         space: What a trial may vary.
         peak: Predicted peak of a configuration in bytes, for "front".
         budget: Bytes that a trial may allocate.
+        objectives: Of the study.
     """
     seed = (seed + num_trials * 7919) % 2**32
     match name:
@@ -53,7 +56,7 @@ def build_sampler(
     # It imports scikit-learn, in a second.
     from study.front_sampler import FrontSampler
 
-    return FrontSampler(space, peak, budget, seed)
+    return FrontSampler(space, peak, budget, seed, objectives)
 
 
 def tpe(seed: int) -> optuna.samplers.TPESampler:
@@ -146,8 +149,8 @@ def _ranges(space: "Space") -> list[str]:
 
 def _why_not_front(subject: "Subject", objectives: Sequence[str]) -> str:
     objective, space = subject.objective, subject.space
-    if "time" in objectives:
-        return "it cannot predict the time that --objectives names"
+    if {"memory", "time"} <= set(objectives):
+        return "it weighs quality against one of memory and time, and --objectives names both"
     if space.spent:
         return f"with --spend-budget {next(iter(space.spent))} all trials take about as much"
     if not objective.predicts:

@@ -11,6 +11,7 @@ from optuna.trial import FixedTrial, TrialState
 
 from objectives.config import TrialConfig
 from objectives.loss_config import CCEMinus
+from study.front import hypervolume
 from study.front_sampler import FrontSampler, expected_gain
 from study.records import RESULT
 from study.space import Choices, Range, Space, build_space
@@ -167,7 +168,8 @@ def test_quality_alone_is_found_where_memory_does_not_count(space: Space) -> Non
     best = 0.01 * (math.log2(1024) + 0.5 * math.log2(4096))
     for seed in range(3):
         alone = optuna.create_study(
-            direction="maximize", sampler=FrontSampler(space, peak, 4 * BUDGET, seed)
+            direction="maximize",
+            sampler=FrontSampler(space, peak, 4 * BUDGET, seed, ["quality"]),
         )
         for _ in range(14):
             trial = alone.ask()
@@ -179,6 +181,25 @@ def test_quality_alone_is_found_where_memory_does_not_count(space: Space) -> Non
             for study in (alone, both)
         )
         assert alone_mean > both_mean
+
+
+def test_time_is_learned_where_it_counts_in_place_of_memory(space: Space) -> None:
+    """Large batches are fast: the front is one of large batches, whatever memory they take."""
+
+    def seconds(config: TrialConfig) -> float:
+        return 1e4 / config.training.batch_size + negatives_of(config) / 100
+
+    def volume(sampler: optuna.samplers.BaseSampler) -> float:
+        study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        for _ in range(16):
+            trial = study.ask()
+            config = space.suggest(trial)
+            study.tell(trial, (quality(config), seconds(config)))
+        return hypervolume([tuple(trial.values) for trial in study.trials], 200.0)
+
+    for seed in range(3):
+        drawn = volume(optuna.samplers.RandomSampler(seed=seed))
+        assert volume(FrontSampler(space, peak, 2 * BUDGET, seed, ["quality", "time"])) > drawn
 
 
 def test_the_same_seed_proposes_the_same(space: Space) -> None:
