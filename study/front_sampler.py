@@ -28,7 +28,7 @@ from study.space import Choices, Range, Space, Value
 Array = npt.NDArray[np.float64]
 
 _FIRST = 3
-"""Trials before a model proposes: the defaults, then spread over the memory that there is."""
+"""Trials before a model proposes: the middle, then spread over the memory that there is."""
 _FIRST_CANDIDATES, _NEW_CANDIDATES, _MOST_CANDIDATES = 256, 64, 2048
 _DRAWS_PER_CANDIDATE = 4
 """So many configurations are drawn, at most, for one that fits."""
@@ -80,7 +80,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._has_limit = "negatives" in space.open and {"cce", "cce-"} <= set(losses)
         self._candidates: dict[tuple[tuple[str, Value], ...], _Candidate] = {}
         self._grid = _grid(space)
-        self._default = _default(space)
+        self._middle = _middle(space)
         self._model = QualityModel()
         self._objectives = tuple(objectives)
         self._time_model = QualityModel()
@@ -140,7 +140,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
     def _draw_candidates(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """All that fit, of a small grid; else more and more of them."""
         if not self._candidates:
-            self._add(self._default)
+            self._add(self._middle)
         if self._grid is not None:
             for chosen in self._grid:
                 self._add(chosen)
@@ -181,8 +181,8 @@ class FrontSampler(optuna.samplers.BaseSampler):
             params = learned[place].params
             for name, part in self._space.open.items():
                 for _ in range(_NEIGHBOURS if name in params else 0):
-                    # What only another choice of loss has is as in the defaults.
-                    moved = {**self._default, **params, name: self._moved(part, params[name])}
+                    # What only another choice of loss has is in the middle.
+                    moved = {**self._middle, **params, name: self._moved(part, params[name])}
                     if (found := self._candidate(moved)) is not None:
                         yield found
 
@@ -216,12 +216,10 @@ class FrontSampler(optuna.samplers.BaseSampler):
         return tuple(found)
 
     def _first(self, place: int, candidates: list[_Candidate]) -> _Candidate:
-        """The nearest to the defaults, then one of the next third of the memory that there is."""
+        """The nearest to the middle, then one of the next third of the memory that there is."""
         if place == 0:
-            default_F = np.array(self._features(self._default))
-            return min(
-                candidates, key=lambda each: float(np.sum((each.features - default_F) ** 2))
-            )
+            middle_F = np.array(self._features(self._middle))
+            return min(candidates, key=lambda each: float(np.sum((each.features - middle_F) ** 2)))
         ordered = sorted(candidates, key=lambda candidate: candidate.memory)
         share = ((place - 1) % 3 + self._generator.random()) / 3
         return ordered[int(share * len(ordered))]
@@ -329,19 +327,17 @@ def _grid(space: Space) -> Sequence[Mapping[str, Value]] | None:
     return [dict(zip(space.open, values, strict=True)) for values in combinations]
 
 
-def _default(space: Space) -> dict[str, Value]:
-    """What a trial has that nobody chose, or what the space has next to it."""
+def _middle(space: Space) -> dict[str, Value]:
+    """The middle of everything that is a number, and the default of every word."""
     found: dict[str, Value] = {}
     for name, part in space.open.items():
-        wanted = SETTINGS[name].default
-        if isinstance(wanted, str):
-            assert isinstance(part, Choices)
-            found[name] = wanted if wanted in part.values else part.values[0]
-        elif isinstance(part, Range):
-            found[name] = min(max(wanted, part.low), part.high)
+        if isinstance(part, Range):
+            found[name] = part.at(0.5)
+        elif isinstance(part.values[0], str):
+            default = SETTINGS[name].default
+            found[name] = default if default in part.values else part.values[0]
         else:
-            number = wanted
-            found[name] = min(part.values, key=lambda value: abs(float(value) - number))
+            found[name] = min(part.values, key=lambda v: abs(_scaled(part, float(v)) - 0.5))
     return found
 
 

@@ -30,6 +30,7 @@ class StudyProgress:
             console=console,
             disable=not live,
         )
+        self._gain: float | None = None
         self._task = self._bar.add_task("trials", total=n_trials, tally="", running="")
 
     def __enter__(self) -> "StudyProgress":
@@ -56,10 +57,10 @@ class StudyProgress:
 
     def ended(self, record: StudyRecord, trial: TrialRecord) -> None:
         """A trial has ended; one that was refused is only counted."""
+        if not trial.was_refused:
+            self._gain = expected_gain(record)
+            self.say(trial_line(trial, record.best(), self._gain))
         self._count(record, "")
-        if trial.was_refused:
-            return
-        self.say(trial_line(trial, record.best(), expected_gain(record)))
 
     def _count(self, record: StudyRecord, running: str) -> None:
         best = record.best()
@@ -68,9 +69,8 @@ class StudyProgress:
             tally += f", {len(record.refused)} refused"
         if best is not None:
             tally += f", best {best.quality:.4f}"
-        gain = expected_gain(record)
-        if gain is not None:
-            tally += f", as many again may add {gain:.1%}"
+        if self._gain is not None:
+            tally += f", as many again may add {self._gain:.1%}"
         self._bar.update(self._task, completed=len(record.finished), tally=tally, running=running)
 
 

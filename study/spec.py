@@ -263,6 +263,8 @@ _METAVARS = {
     "memory_budget": "SIZE|SHARE|CARD",
     "spend_budget": "SETTING",
     "objectives": "NAME",
+    "sampler": "NAME",
+    "pruning": "NAME",
     "seed": "N",
     "device": "DEVICE",
     "output_dir": "FOLDER",
