@@ -43,7 +43,7 @@ def record(name: str) -> StudyRecord:
 
 
 def test_a_table_that_comes_with_paretocut_is_searched_without_a_gpu(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "study.run", "--recorded", "ml-1m", "--n-trials", "14"]
+    command = [sys.executable, "-m", "study.run", "--recorded", "beauty", "--n-trials", "9"]
     done = subprocess.run(
         [*command, "--json"],
         cwd=tmp_path,
@@ -54,21 +54,21 @@ def test_a_table_that_comes_with_paretocut_is_searched_without_a_gpu(tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["study"], result["trials"]) == ("ml-1m", 14)
-    assert "14 trials on recorded runs, memory budget 749.9 MiB (as recorded)" in done.stderr
-    assert result["feasible"] < 14
+    assert (result["study"], result["trials"]) == ("beauty", 9)
+    assert "9 trials on recorded runs, memory budget 380.4 MiB (as recorded)" in done.stderr
+    assert result["feasible"] < 9
     assert " with no more memory" in done.stderr, "what was stopped says why"
-    page = (tmp_path / "runs" / "ml-1m" / "report.html").read_text()
+    page = (tmp_path / "runs" / "beauty" / "report.html").read_text()
     assert "a table of recorded runs" in page
     assert "pruned" in page
 
     best = ["--output-dir", str(tmp_path / "runs"), "--toml", str(tmp_path / "best.toml")]
     assert study.best.main(best) == cli.OK
     spec = load_spec({}, tmp_path / "best.toml")
-    assert (spec.recorded, spec.space["width"]) == (None, 128), "to be trained on other data"
+    assert (spec.recorded, spec.space["num_heads"]) == (None, 4), "to be trained on other data"
 
-    found = read(find("ml-1m", None, tmp_path / "runs"))
-    cells = RecordedObjective(TABLES / "ml-1m.csv")
+    found = read(find("beauty", None, tmp_path / "runs"))
+    cells = RecordedObjective(TABLES / "beauty.csv")
     for trial in found.trials:
         cell = cells.cells[cells.key(TrialConfig.from_flat(dict(trial.config)))]
         assert trial.peak_memory == cell.peak_bytes
@@ -83,8 +83,8 @@ def test_a_table_that_comes_with_paretocut_is_searched_without_a_gpu(tmp_path: P
 
 
 def test_without_pruning_all_train_to_their_end(folder: Path) -> None:
-    assert run("ml-1m", "--n-trials", "14", "--pruning", "none") == cli.OK
-    assert len(record("ml-1m").complete) == 14
+    assert run("beauty", "--n-trials", "9", "--pruning", "none") == cli.OK
+    assert len(record("beauty").complete) == 9
 
 
 def test_a_file_of_several_data_sets_and_what_is_over_the_budget(folder: Path) -> None:
