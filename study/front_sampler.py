@@ -32,8 +32,8 @@ _FIRST = 3
 _FIRST_CANDIDATES, _NEW_CANDIDATES, _MOST_CANDIDATES = 256, 64, 2048
 _DRAWS_PER_CANDIDATE = 4
 """So many configurations are drawn, at most, for one that fits."""
-_NEIGHBOURS, _STEP = 2, 0.1
-"""Candidates for a setting of a trial of the front; how far a number moves, of its range."""
+_NEIGHBOURS, _STEP = 96, 0.1
+"""Of trials of the front, in one setting each; how far a number moves, of its range."""
 _TIMES = 6
 """Quantiles of the time that a candidate may take."""
 _BEYOND = 1.3
@@ -177,14 +177,15 @@ class FrontSampler(optuna.samplers.BaseSampler):
         if self._grid is not None:
             return  # Of a grid all are candidates.
         points = [shown for trial in learned if (shown := _shown(trial)) is not None]
-        for place in pareto_front(points):
+        front = pareto_front(points)
+        for place in self._generator.choice(front, _NEIGHBOURS):
             params = learned[place].params
-            for name, part in self._space.open.items():
-                for _ in range(_NEIGHBOURS if name in params else 0):
-                    # What only another choice of loss has is in the middle.
-                    moved = {**self._middle, **params, name: self._moved(part, params[name])}
-                    if (found := self._candidate(moved)) is not None:
-                        yield found
+            name = str(self._generator.choice(list(params)))
+            value = self._moved(self._space.open[name], params[name])
+            # What only another choice of loss has is in the middle.
+            found = self._candidate({**self._middle, **params, name: value})
+            if found is not None:
+                yield found
 
     def _moved(self, part: Range | Choices, value: Value) -> Value:
         """Another value, if it is a number one that is near."""
