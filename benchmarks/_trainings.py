@@ -18,7 +18,7 @@ from objectives.sequential import SequentialObjective
 from study.environment import choose_device
 from study.spec import StudySpec, load_spec
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = {
     "ml-1m": "ml-1m.parquet",
     "beauty": "amazon-beauty-bert4rec.parquet",
@@ -54,7 +54,7 @@ class Job(Protocol):
 
 def config_of(data: str) -> StudySpec:
     """The configuration that the data set has, or that of another."""
-    return load_spec({}, _CONFIGS / f"{_CONFIG_OF.get(data, data)}.toml")
+    return load_spec({}, CONFIGS / f"{_CONFIG_OF.get(data, data)}.toml")
 
 
 def data_config(data: str, folder: Path) -> DataConfig:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._machine import RESULTS, append, machine
-from benchmarks._trainings import FILES
+from benchmarks._trainings import CONFIGS, FILES
 from benchmarks.grid import GRIDS
 from benchmarks.search import area, search, whole_grid
 from objectives.recorded import TABLES, RecordedObjective
@@ -34,14 +34,13 @@ from study.front import hypervolume
 from study.records import StudyRecord, find, read
 
 _BUDGET = "1GiB"
-_CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def run(arguments: argparse.Namespace, sampler: str, seed: int, pruning: str) -> dict[str, Any]:
     """One study."""
     fixed, axes = GRIDS[arguments.data]
     command = [sys.executable, "-m", "study.run", "--study", "pruning", "--sampler", sampler]
-    command += ["--config", str(_CONFIGS / f"{arguments.data}.toml"), "--pruning", pruning]
+    command += ["--config", str(CONFIGS / f"{arguments.data}.toml"), "--pruning", pruning]
     command += ["--data", str(arguments.folder / FILES[arguments.data])]
     command += ["--n-trials", str(arguments.n_trials), "--seed", str(seed)]
     command += ["--memory-budget", _BUDGET]

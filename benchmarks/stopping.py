@@ -54,26 +54,9 @@ def run(table: Path, data: str, name: str, seed: int) -> list[dict[str, Any]]:
 
 
 def _trial(number: int, point: Point | None) -> TrialRecord:
-    quality, peak_memory = point or (None, None)
-    return TrialRecord(
-        number=number,
-        outcome="infeasible" if point is None else "complete",
-        reason="",
-        params={},
-        config={},
-        quality=quality,
-        peak_memory=None if peak_memory is None else int(peak_memory),
-        at_least=False,
-        peak_reserved=None,
-        seconds=None,
-        epochs=0,
-        metrics={},
-        started=None,
-        finished=None,
-        tags={},
-        retry_of=None,
-        mlflow_run=None,
-    )
+    if point is None:
+        return TrialRecord(number, "infeasible")
+    return TrialRecord(number, "complete", quality=point[0], peak_memory=int(point[1]))
 
 
 def main() -> None:

@@ -176,10 +176,10 @@ class FrontSampler(optuna.samplers.BaseSampler):
         """What fits and differs from a trial of the front in one setting."""
         if self._grid is not None:
             return  # Of a grid all are candidates.
-        points = [shown for trial in learned if (shown := _shown(trial)) is not None]
-        front = pareto_front(points)
+        complete = [trial for trial in learned if trial.state == TrialState.COMPLETE]
+        front = pareto_front([tuple(trial.values) for trial in complete])
         for place in self._generator.choice(front, _NEIGHBOURS):
-            params = learned[place].params
+            params = complete[place].params
             name = str(self._generator.choice(list(params)))
             value = self._moved(self._space.open[name], params[name])
             # What only another choice of loss has is in the middle.
@@ -343,7 +343,7 @@ def _middle(space: Space) -> dict[str, Value]:
 
 
 def _shown(trial: FrozenTrial) -> tuple[float, float] | None:
-    """Quality and bytes of a trial; of one that was stopped, the quality that it was to reach."""
+    """Quality of a trial, or what it was to reach when it was stopped, and bytes if they count."""
     result = trial.user_attrs.get(RESULT, {})
     if trial.state == TrialState.COMPLETE:
         return trial.values[0], max([1.0, *trial.values[1:]])

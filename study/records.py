@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -55,21 +55,21 @@ class TrialRecord:
 
     number: int
     outcome: Outcome
-    reason: str
-    params: Mapping[str, Any]
-    config: Mapping[str, Any]
-    quality: float | None
-    peak_memory: int | None
-    at_least: bool
-    peak_reserved: int | None
-    seconds: float | None
-    epochs: int
-    metrics: Mapping[str, float]
-    started: datetime | None
-    finished: datetime | None
-    tags: Mapping[str, str]
-    retry_of: int | None
-    mlflow_run: str | None
+    reason: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    quality: float | None = None
+    peak_memory: int | None = None
+    at_least: bool = False
+    peak_reserved: int | None = None
+    seconds: float | None = None
+    epochs: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    started: datetime | None = None
+    finished: datetime | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    retry_of: int | None = None
+    mlflow_run: str | None = None
     launched: bool = True
     repeat_of: int | None = None
     trainings: int = 1

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from functools import partial
 from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,6 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
     from study.progress import StudyProgress
     from study.records import read
     from study.sampling import GridSampler, build_sampler, choose_sampler
-    from study.stopping import is_exhausted
     from study.tracking import Tracker, check_server
     from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
@@ -114,14 +114,13 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
     storage_url = spec.storage or default_storage(spec.output_dir, name)
     ledger = _open_study(spec, storage_url, name, subject)
     before = read(ledger)
-    budget = before.budget
     ledger.study.sampler = build_sampler(
         sampler,
         spec.seed,
         len(before.trials),
         space,
-        (lambda config: objective.predicted_peak(config, budget)) if objective.predicts else None,
-        budget,
+        partial(objective.predicted_peak, budget=before.budget) if objective.predicts else None,
+        before.budget,
         spec.objectives,
     )
     total = spec.n_trials
@@ -173,6 +172,18 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
             "next python -m study.run sends them"
         )
     _print_result(record, report, spec, as_json=as_json)
+    _say_what_did_not_run(record, spec)
+    if failure:
+        cli.say(f"python -m study.run: {failure}; the same command continues the study")
+        return cli.ERROR
+    if stop.code:
+        return stop.code
+    return cli.OK if record.complete or not record.finished else cli.NOTHING_FEASIBLE
+
+
+def _say_what_did_not_run(record: "StudyRecord", spec: StudySpec) -> None:
+    from study.stopping import is_exhausted
+
     if len(record.finished) < spec.n_trials and is_exhausted(record, spec.patience):
         cli.say(
             f"the last {spec.patience} trials did not add to the front: the search has ended; "
@@ -183,12 +194,6 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
             f"{len(record.refused)} more configurations were predicted to exceed the budget, and "
             "never ran"
         )
-    if failure:
-        cli.say(f"python -m study.run: {failure}; the same command continues the study")
-        return cli.ERROR
-    if stop.code:
-        return stop.code
-    return cli.OK if record.complete or not record.finished else cli.NOTHING_FEASIBLE
 
 
 def _pruner(spec: StudySpec, ledger: "Ledger") -> "Pruner | None":

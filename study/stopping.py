@@ -31,9 +31,9 @@ def is_exhausted(record: StudyRecord, patience: int | None) -> bool:
     Repeats change nothing: a trial counts with the quality of its first training, by which the
     search went on.
     """
-    volumes = [0.0, *hypervolumes(record)]
-    if patience is None or len(volumes) <= patience:
+    if patience is None or len(record.finished) < patience:
         return False
+    volumes = [0.0, *hypervolumes(record)]
     return math.isclose(volumes[-1], volumes[-1 - patience], rel_tol=1e-9)
 
 

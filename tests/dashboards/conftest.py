@@ -21,21 +21,11 @@ def make_trial() -> MakeTrial:
         known: dict[str, Any] = {
             "number": number,
             "outcome": outcome,
-            "reason": "",
             "params": {"batch_size": 8 * (number + 1), "learning_rate": 1e-3},
-            "config": {},
             "quality": 0.1 if outcome == "complete" else None,
             "peak_memory": 100 * MIB,
-            "at_least": False,
-            "peak_reserved": None,
             "seconds": 12.0,
             "epochs": 3,
-            "metrics": {},
-            "started": None,
-            "finished": None,
-            "tags": {},
-            "retry_of": None,
-            "mlflow_run": None,
         }
         return TrialRecord(**(known | fields))
 

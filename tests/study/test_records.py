@@ -10,23 +10,7 @@ from study.records import StudyRecord, TrialRecord
 
 def trial(number: int, quality: float, memory: int, seconds: float | None) -> TrialRecord:
     return TrialRecord(
-        number=number,
-        outcome="complete",
-        reason="",
-        params={},
-        config={},
-        quality=quality,
-        peak_memory=memory,
-        at_least=False,
-        peak_reserved=None,
-        seconds=seconds,
-        epochs=1,
-        metrics={},
-        started=None,
-        finished=None,
-        tags={},
-        retry_of=None,
-        mlflow_run=None,
+        number, "complete", quality=quality, peak_memory=memory, seconds=seconds, epochs=1
     )
 
 
