@@ -3,7 +3,8 @@
 import math
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Literal, TypeGuard
 
 from study.budget import format_bytes
@@ -57,6 +58,12 @@ class TrialView:
         reason: Why it did not train to its end.
         run: Its run in MLflow; None without one.
         run_url: Where the run can be seen; None unless the tracking store is a server.
+        config: Every setting, those fixed included; empty while running.
+        memory_parts: Bytes of each part of the predicted peak; empty where none was predicted.
+        curve: Validation NDCG@10 of each epoch, from 1; empty unless read with curves.
+        started: When it began.
+        finished: When it ended.
+        worker: The process that it ran in.
     """
 
     number: int
@@ -72,6 +79,17 @@ class TrialView:
     reason: str
     run: str | None
     run_url: str | None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    memory_parts: Mapping[str, int] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
+    started: datetime | None = None
+    finished: datetime | None = None
+    worker: str = ""
+
+    @property
+    def loss(self) -> str:
+        """The loss that it trains with; empty where not known."""
+        return str(self.config.get("loss", self.params.get("loss", "")))
 
     @property
     def quality_text(self) -> str:
@@ -252,6 +270,12 @@ def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> T
         reason=trial.reason,
         run=trial.mlflow_run,
         run_url=_run_url(store, trial.mlflow_run),
+        config=trial.config,
+        memory_parts=trial.memory_parts,
+        curve=trial.curve,
+        started=trial.started,
+        finished=trial.finished,
+        worker=trial.worker,
     )
 
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from study.records import find, read
 
-    record = read(find(arguments.study, arguments.storage, arguments.output_dir))
+    record = read(find(arguments.study, arguments.storage, arguments.output_dir), curves=True)
     path = arguments.output or arguments.output_dir / record.name / "report.html"
     tracking_store = StudySpec(
         output_dir=arguments.output_dir,

@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives.errors import UserError
+from objectives.trial import QUALITY
 from study.front import Point, objectives_of, pareto_front, point_of
 from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
 
@@ -51,6 +52,9 @@ class TrialRecord:
         repeat_of: The trial whose configuration this one trains again, with another seed.
         trainings: How many trainings its figures are of; see `StudyRecord.configurations`.
         spread: Standard deviation of their quality; None of a single one.
+        worker: The process that it ran in: host, process id and when that began.
+        memory_parts: Bytes of each part of the predicted peak; empty where none was predicted.
+        curve: Validation NDCG@10 of each epoch, from 1; empty unless asked for.
     """
 
     number: int
@@ -74,6 +78,9 @@ class TrialRecord:
     repeat_of: int | None = None
     trainings: int = 1
     spread: float | None = None
+    worker: str = ""
+    memory_parts: Mapping[str, int] = field(default_factory=dict)
+    curve: tuple[float, ...] = ()
 
     @property
     def quality_text(self) -> str:
@@ -242,20 +249,26 @@ def _memory(trial: TrialRecord) -> int:
     return trial.peak_memory
 
 
-def read(ledger: Ledger) -> StudyRecord:
-    """The study as it stands."""
+def read(ledger: Ledger, *, curves: bool = False) -> StudyRecord:
+    """The study as it stands, with what every trial reached after each epoch if asked for."""
     runs = {number: run.run_id for number, run in ledger.runs().items()}
+    reached: dict[int, list[float]] = {}
+    for epoch in ledger.epochs() if curves else ():
+        reached.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
     trials = ledger.study.get_trials(deepcopy=False)
     return StudyRecord(
         ledger.study.study_name,
         ledger.identity,
-        tuple(_trial(trial, runs.get(trial.number)) for trial in trials),
+        tuple(
+            _trial(trial, runs.get(trial.number), tuple(reached.get(trial.number, ())))
+            for trial in trials
+        ),
         ledger.study.user_attrs.get("baseline", {}),
         runs.get(PARENT),
     )
 
 
-def _trial(trial: FrozenTrial, mlflow_run: str | None) -> TrialRecord:
+def _trial(trial: FrozenTrial, mlflow_run: str | None, curve: tuple[float, ...]) -> TrialRecord:
     result = trial.user_attrs.get(RESULT, {})
     outcome: Outcome = {
         TrialState.RUNNING: "running",
@@ -282,6 +295,9 @@ def _trial(trial: FrozenTrial, mlflow_run: str | None) -> TrialRecord:
         mlflow_run=mlflow_run,
         launched="seed" in trial.user_attrs,
         repeat_of=trial.user_attrs.get(REPEATS),
+        worker=trial.user_attrs.get("worker", ""),
+        memory_parts=result.get("memory_parts", {}),
+        curve=curve,
     )
 
 

@@ -163,7 +163,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
         except KeyboardInterrupt:
             progress.say("stopped; the running trial will be tried again")
         tracker.drain()  # so that the report can link to the runs
-        record = read(ledger)
+        record = read(ledger, curves=True)
         report = _write_report(record, folder, spec.tracking_store)
         tracker.close("KILLED" if failure or stop.code else "FINISHED", report)
     if tracker.untold:

@@ -25,6 +25,15 @@ def test_epochs_are_kept_in_order_and_replaced_when_repeated(ledger: Ledger) -> 
     assert [row.epoch for row in ledger.epochs(0, after=1)] == [2]
 
 
+def test_curves_are_read_where_they_are_asked_for(ledger: Ledger) -> None:
+    for _ in range(2):
+        ledger.study.ask()
+    for epoch, quality in enumerate((0.1, 0.3), 1):
+        ledger.record_epoch(1, epoch, {"val/ndcg_at_10": quality})
+    assert [trial.curve for trial in read(ledger).trials] == [(), ()]
+    assert [trial.curve for trial in read(ledger, curves=True).trials] == [(), (0.1, 0.3)]
+
+
 def test_runs_are_kept(ledger: Ledger) -> None:
     ledger.set_run(Run(PARENT, "parent", 0, False))
     ledger.set_run(Run(3, "trial", 1, False))
