@@ -20,6 +20,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from scipy.special import ndtr, ndtri
 
 from objectives.config import SETTINGS, TrialConfig
+from study.features import Features, scaled
 from study.front import DEFAULT_OBJECTIVES, pareto_front
 from study.quality_model import QualityModel
 from study.records import RESULT
@@ -36,8 +37,6 @@ _NEIGHBOURS, _STEP = 96, 0.1
 """Of trials of the front, in one setting each; how far a number moves, of its range."""
 _TIMES = 6
 """Quantiles of the time that a candidate may take."""
-_BEYOND = 1.3
-"""Where the full softmax lies on the scale of negatives, whose ends are 0 and 1."""
 
 
 class _Candidate(NamedTuple):
@@ -76,8 +75,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._random = optuna.samplers.RandomSampler(seed=seed)
         self._generator = np.random.default_rng(seed)
         self._distributions = {name: part.distribution() for name, part in space.open.items()}
-        losses = getattr(space.open.get("loss"), "values", ())
-        self._has_limit = "negatives" in space.open and {"cce", "cce-"} <= set(losses)
+        self._features = Features(space.open, space.num_items)
         self._candidates: dict[tuple[tuple[str, Value], ...], _Candidate] = {}
         self._grid = _grid(space)
         self._middle = _middle(space)
@@ -190,31 +188,12 @@ class FrontSampler(optuna.samplers.BaseSampler):
     def _moved(self, part: Range | Choices, value: Value) -> Value:
         """Another value, if it is a number one that is near."""
         if isinstance(part, Range):
-            return part.at(_scaled(part, float(value)) + _STEP * self._generator.normal())
+            return part.at(scaled(part, float(value)) + _STEP * self._generator.normal())
         if isinstance(value, str):
             return part.values[int(self._generator.integers(len(part.values)))]
         ordered = sorted(part.values, key=float)
         place = ordered.index(value) + int(self._generator.choice([-1, 1]))
         return ordered[min(max(place, 0), len(ordered) - 1)]
-
-    def _features(self, params: Mapping[str, Value]) -> tuple[float, ...]:
-        """Numbers between 0 and 1, a word one for each that it may be.
-
-        The full softmax is no other loss than CCE-, but its limit: with more negatives than any.
-        """
-        params = dict(params)
-        if params.get("loss") == "cce" and self._has_limit:
-            params["loss"] = "cce-"
-            params.setdefault("negatives", self._space.num_items)
-        found: list[float] = []
-        for name, part in self._space.open.items():
-            value = params.get(name)
-            if isinstance(part, Choices) and isinstance(part.values[0], str):
-                words = [word for word in part.values if not (word == "cce" and self._has_limit)]
-                found += [float(value == word) for word in words if len(words) > 1]
-            else:
-                found.append(0.5 if value is None else min(_BEYOND, _scaled(part, float(value))))
-        return tuple(found)
 
     def _first(self, place: int, candidates: list[_Candidate]) -> _Candidate:
         """The nearest to the middle, then one of the next third of the memory that there is."""
@@ -338,7 +317,7 @@ def _middle(space: Space) -> dict[str, Value]:
             default = SETTINGS[name].default
             found[name] = default if default in part.values else part.values[0]
         else:
-            found[name] = min(part.values, key=lambda v: abs(_scaled(part, float(v)) - 0.5))
+            found[name] = min(part.values, key=lambda v: abs(scaled(part, float(v)) - 0.5))
     return found
 
 
@@ -354,11 +333,3 @@ def _shown(trial: FrozenTrial) -> tuple[float, float] | None:
 
 def _key(params: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
     return tuple(sorted(params.items()))
-
-
-def _scaled(part: Range | Choices, value: float) -> float:
-    numbers = [part.low, part.high] if isinstance(part, Range) else [*map(float, part.values)]
-    low, high = min(numbers), max(numbers)
-    if low > 0:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / max(high - low, 1e-9)
