@@ -15,17 +15,17 @@ class Features:
     The full softmax is no other loss than CCE-, but its limit: with more negatives than any.
     """
 
-    def __init__(self, open: Mapping[str, Range | Choices], num_items: float) -> None:
+    def __init__(self, parts: Mapping[str, Range | Choices], num_items: float) -> None:
         """Prepares.
 
         Args:
-            open: The settings that differ, each with what it may be.
+            parts: The settings that differ, each with what it may be.
             num_items: V, for the negatives of the full softmax.
         """
-        self._open = open
+        self._parts = parts
         self._num_items = num_items
-        losses = getattr(open.get("loss"), "values", ("cce", "cce-"))
-        self._has_limit = "negatives" in open and {"cce", "cce-"} <= set(losses)
+        losses = getattr(parts.get("loss"), "values", ("cce", "cce-"))
+        self._has_limit = "negatives" in parts and {"cce", "cce-"} <= set(losses)
 
     def __call__(self, values: Mapping[str, Value]) -> tuple[float, ...]:
         """Those of a configuration; a setting that it does not have is in the middle."""
@@ -34,7 +34,7 @@ class Features:
             values["loss"] = "cce-"
             values.setdefault("negatives", self._num_items)
         found: list[float] = []
-        for name, part in self._open.items():
+        for name, part in self._parts.items():
             value = values.get(name)
             if isinstance(part, Choices) and isinstance(part.values[0], str):
                 words = [word for word in part.values if not (word == "cce" and self._has_limit)]

@@ -4,7 +4,7 @@ Only the quality has to be learned: a Gaussian process says what is expected of 
 how surely. The next one is that which is expected to add most to the area under the front of
 quality against the logarithm of memory, among many that fit the budget.
 
-Shapes: T trials, C candidates, F features.
+Shapes: T trials, C candidates, F features, S sources.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from study.front import DEFAULT_OBJECTIVES, pareto_front
 from study.quality_model import QualityModel
 from study.records import RESULT
 from study.space import Choices, Range, Space, Value
+from study.warm_start import Source
 
 Array = npt.NDArray[np.float64]
 
@@ -59,6 +60,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         budget: int,
         seed: int,
         objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+        sources: Sequence[Source] = (),
     ) -> None:
         """Prepares.
 
@@ -68,6 +70,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
             budget: Bytes; nothing above is proposed.
             seed: Of all that is drawn.
             objectives: Of the study: quality, and memory or time or neither.
+            sources: What finished studies expect, which replaces the first trials.
         """
         self._space = space
         self._peak = peak
@@ -79,7 +82,10 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._candidates: dict[tuple[tuple[str, Value], ...], _Candidate] = {}
         self._grid = _grid(space)
         self._middle = _middle(space)
-        self._model = QualityModel()
+        self._sources = tuple(sources)
+        self._variation = float(np.mean([each.variation for each in sources] or [0.0]))
+        self._expected: dict[tuple[tuple[str, Value], ...], tuple[float, ...]] = {}
+        self._model = QualityModel(len(self._sources), self._variation)
         self._objectives = tuple(objectives)
         self._time_model = QualityModel()
 
@@ -117,7 +123,9 @@ class FrontSampler(optuna.samplers.BaseSampler):
         diverged = [t for t in known if t.user_attrs.get(RESULT, {}).get("outcome") == "diverged"]
         running = [t for t in known if t.state == TrialState.RUNNING and t.params]
         begun = len(learned) + len(diverged) + len(running)
-        if begun < _FIRST or len(learned) < 2:
+        if not learned and self._sources:
+            return self._before(candidates, running).params
+        if not self._sources and (begun < _FIRST or len(learned) < 2):
             return self._first(begun, candidates).params
         near = [c for c in self._neighbours(learned) if _key(c.params) not in tried]
         candidates += near
@@ -170,6 +178,43 @@ class FrontSampler(optuna.samplers.BaseSampler):
             return None
         return _Candidate(given.params, self._features(given.params), memory)
 
+    def _features_of(self, chosen: Sequence[_Candidate | FrozenTrial]) -> Array:
+        """Of each, and what the sources expect of it (C, F)."""
+        features_CF = np.array([self._features(each.params) for each in chosen])
+        if not self._sources:
+            return features_CF
+        new = [each.params for each in chosen if _key(each.params) not in self._expected]
+        if new:
+            # A setting that another worker has not suggested yet is in the middle.
+            given = [FixedTrial({**self._middle, **params}) for params in new]
+            settings = [self._space.suggest(each).flat() for each in given]
+            expected = (source.expected(settings) for source in self._sources)
+            for params, *values in zip(new, *expected, strict=True):
+                self._expected[_key(params)] = tuple(values)
+        return np.hstack([features_CF, [self._expected[_key(each.params)] for each in chosen]])
+
+    def _before(self, candidates: list[_Candidate], running: Sequence[FrozenTrial]) -> _Candidate:
+        """What adds most if all is as the sources expect, before any trial has ended."""
+
+        def expected(chosen: Sequence[_Candidate | FrozenTrial]) -> Array:
+            standard_C = self._features_of(chosen)[:, -len(self._sources) :].mean(axis=1)
+            mean_C: Array = 1 + self._variation * standard_C
+            return mean_C
+
+        memory_C = np.array([candidate.memory for candidate in candidates])
+        front = (
+            list(zip(expected(running), self._memory_of(running), strict=True)) if running else []
+        )
+        mean_C = expected(candidates)
+        gain_C = expected_gain(
+            mean_C, np.full_like(mean_C, self._variation), memory_C, front, self._top
+        )
+        return candidates[int(gain_C.argmax())]
+
+    def _memory_of(self, running: Sequence[FrozenTrial]) -> list[float]:
+        known = [self._candidates.get(_key(trial.params)) for trial in running]
+        return [self._top if each is None else each.memory for each in known]
+
     def _neighbours(self, learned: Sequence[FrozenTrial]) -> Iterator[_Candidate]:
         """What fits and differs from a trial of the front in one setting."""
         if self._grid is not None:
@@ -212,7 +257,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         running: Sequence[FrozenTrial],
     ) -> _Candidate:
         trials = [*learned, *diverged]
-        features_TF = np.array([self._features(trial.params) for trial in trials])
+        features_TF = self._features_of(trials)
         quality_T, memory_T = np.array([_shown(trial) for trial in learned]).T
         # What diverged is as bad as the worst, and adds nothing to the front.
         quality_T = np.concatenate([quality_T, np.full(len(diverged), quality_T.min())])
@@ -220,17 +265,15 @@ class FrontSampler(optuna.samplers.BaseSampler):
         self._model.fit(features_TF, quality_T)
         if running:
             # As if these had ended as expected, so that their like is not asked for again.
-            features_RF = np.array([self._features(trial.params) for trial in running])
+            features_RF = self._features_of(running)
             mean_R, _ = self._model.predict(features_RF)
             quality_T = np.concatenate([quality_T, mean_R])
-            known = [self._candidates.get(_key(trial.params)) for trial in running]
-            memory_R = [self._top if each is None else each.memory for each in known]
-            memory_T = np.concatenate([memory_T, memory_R])
+            memory_T = np.concatenate([memory_T, self._memory_of(running)])
             self._model.fit(np.concatenate([features_TF, features_RF]), quality_T)
-        features_CF = np.array([candidate.features for candidate in candidates])
+        features_CF = self._features_of(candidates)
         mean_C, deviation_C = self._model.predict(features_CF)
         if "time" in self._objectives:
-            gain_C = self._gain_over_time(learned, features_CF, mean_C, deviation_C)
+            gain_C = self._gain_over_time(learned, candidates, mean_C, deviation_C)
             return candidates[int(gain_C.argmax())]
         memory_C = np.array([candidate.memory for candidate in candidates])
         if self._objectives == ("quality",):
@@ -243,7 +286,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
     def _gain_over_time(
         self,
         learned: Sequence[FrozenTrial],
-        features_CF: Array,
+        candidates: Sequence[_Candidate],
         mean_C: Array,
         deviation_C: Array,
     ) -> Array:
@@ -253,6 +296,7 @@ class FrontSampler(optuna.samplers.BaseSampler):
         seconds_T = np.array([seconds for _, seconds in front])
         features_TF = np.array([self._features(trial.params) for trial in complete])
         self._time_model.fit(features_TF, seconds_T)
+        features_CF = np.array([candidate.features for candidate in candidates])
         seconds_C, spread_C = self._time_model.predict(features_CF)
         longest = float(seconds_T.max())
         gains = [

@@ -301,22 +301,27 @@ def _trial(trial: FrozenTrial, mlflow_run: str | None, curve: tuple[float, ...])
     )
 
 
+def study_names(storage: str | None, output_dir: Path) -> tuple[list[str], str]:
+    """The studies that there are, and where.
+
+    Raises:
+        UserError: The storage is a file that does not exist, or cannot be used.
+    """
+    if storage is None:
+        return sorted(path.parent.name for path in output_dir.glob("*/study.db")), f"{output_dir}/"
+    file = sqlite_file(storage)
+    if file is not None and not file.is_file():
+        raise UserError(f"--storage {storage}: there is no such file")
+    return sorted(optuna.get_all_study_names(connect(storage))), hide_password(storage)
+
+
 def find(study: str | None, storage: str | None, output_dir: Path) -> Ledger:
     """The study that a command means; without a name, the only one there is.
 
     Raises:
         UserError: There is none, or several; those that exist are listed.
     """
-    if storage is None:
-        names = sorted(path.parent.name for path in output_dir.glob("*/study.db"))
-        where = f"{output_dir}/"
-    else:
-        file = sqlite_file(storage)
-        if file is not None and not file.is_file():
-            raise UserError(f"--storage {storage}: there is no such file")
-        database = connect(storage)
-        names = sorted(optuna.get_all_study_names(database))
-        where = hide_password(storage)
+    names, where = study_names(storage, output_dir)
     if not names:
         raise UserError(f"{where}: there is no study; start one with python -m study.run")
     if study is None and len(names) > 1:
@@ -324,9 +329,7 @@ def find(study: str | None, storage: str | None, output_dir: Path) -> Ledger:
     name = study or names[0]
     if name not in names:
         raise UserError(f"--study {name}: not in {where}, which has: {', '.join(names)}")
-    if storage is None:
-        database = connect(default_storage(output_dir, name))
-    ledger = Ledger.open(database, name)
+    ledger = Ledger.open(connect(storage or default_storage(output_dir, name)), name)
     if ledger is None:
         raise UserError(f"--study {name}: {where} holds a study of another name")
     return ledger

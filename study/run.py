@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from study.pruning import Pruner
     from study.records import StudyRecord
     from study.subject import Subject
+    from study.warm_start import Source
 
 _DESCRIPTION = """\
 Search negatives, batch size and learning rate of a sequential recommender under a memory budget.
@@ -109,7 +110,8 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
             f"--spend-budget {spec.spend_budget}: what fits is predicted for a GPU with Triton, "
             f"and this study runs on {subject.place}; leave it out"
         )
-    sampler = choose_sampler(spec.sampler, subject, spec.objectives)
+    sampler = choose_sampler(spec.sampler, subject, spec.objectives, spec.warm_start)
+    sources = _find_sources(spec, name) if spec.warm_start else []
     folder = spec.output_dir / name
     storage_url = spec.storage or default_storage(spec.output_dir, name)
     ledger = _open_study(spec, storage_url, name, subject)
@@ -122,6 +124,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
         partial(objective.predicted_peak, budget=before.budget) if objective.predicts else None,
         before.budget,
         spec.objectives,
+        sources,
     )
     total = spec.n_trials
     if isinstance(ledger.study.sampler, GridSampler):
@@ -131,6 +134,8 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
         + (f"{len(before.finished)} of them done; " if before.finished else "")
         + _budget_sentence(before)
     )
+    for source in sources:
+        cli.say(f"starting from {source.name}, {source.num_runs} trainings")
 
     console = Console(stderr=True)
     tags = subject.tags()
@@ -194,6 +199,13 @@ def _say_what_did_not_run(record: "StudyRecord", spec: StudySpec) -> None:
             f"{len(record.refused)} more configurations were predicted to exceed the budget, and "
             "never ran"
         )
+
+
+def _find_sources(spec: StudySpec, name: str) -> "list[Source]":
+    # It imports scikit-learn, in a second.
+    from study.warm_start import find_sources
+
+    return find_sources(spec, name)
 
 
 def _pruner(spec: StudySpec, ledger: "Ledger") -> "Pruner | None":

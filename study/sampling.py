@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from objectives.config import TrialConfig
     from study.space import Space, Value
     from study.subject import Subject
+    from study.warm_start import Source
 
 
 def build_sampler(
@@ -27,6 +28,7 @@ def build_sampler(
     peak: "Callable[[TrialConfig], int] | None" = None,
     budget: int = 0,
     objectives: Sequence[str] = DEFAULT_OBJECTIVES,
+    sources: "Sequence[Source]" = (),
 ) -> optuna.samplers.BaseSampler:
     """The sampler of a name.
 
@@ -39,6 +41,7 @@ def build_sampler(
         peak: Predicted peak of a configuration in bytes, for "front".
         budget: Bytes that a trial may allocate.
         objectives: Of the study.
+        sources: Finished studies that "front" starts from.
     """
     seed = (seed + num_trials * 7919) % 2**32
     match name:
@@ -56,7 +59,7 @@ def build_sampler(
     # It imports scikit-learn, in a second.
     from study.front_sampler import FrontSampler
 
-    return FrontSampler(space, peak, budget, seed, objectives)
+    return FrontSampler(space, peak, budget, seed, objectives, sources)
 
 
 def tpe(seed: int) -> optuna.samplers.TPESampler:
@@ -121,12 +124,19 @@ def _cells(
     return list(cells.values())
 
 
-def choose_sampler(name: str, subject: "Subject", objectives: Sequence[str]) -> str:
+def choose_sampler(
+    name: str, subject: "Subject", objectives: Sequence[str], warm_start: Sequence[str] = ()
+) -> str:
     """The sampler that a name stands for here: "auto" is "front" where it knows what trials take.
 
     Raises:
-        UserError: The sampler is not for this space or this machine.
+        UserError: The sampler is not for this space or this machine, or for a warm start.
     """
+    if warm_start and name not in ("auto", "front"):
+        raise UserError(
+            f"--warm-start {warm_start[0]}: --sampler {name} learns from its own trials alone; "
+            "use front, or leave one of them out"
+        )
     if name == "grid" and (ranges := _ranges(subject.space)):
         raise UserError(
             f"--sampler grid: {ranges[0]} has a range; give three numbers or more, or one, to "
@@ -137,6 +147,10 @@ def choose_sampler(name: str, subject: "Subject", objectives: Sequence[str]) -> 
     reason = _why_not_front(subject, objectives)
     if name == "front" and reason:
         raise UserError(f"--sampler front: {reason}; use --sampler tpe")
+    if warm_start and reason:
+        raise UserError(
+            f"--warm-start {warm_start[0]}: only the sampler front can, and {reason}; leave it out"
+        )
     return "tpe" if reason else "front"
 
 

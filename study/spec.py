@@ -82,6 +82,11 @@ def parse_budget(value: Any) -> int | Share:
     return size
 
 
+def _parse_names(value: Any) -> tuple[str, ...]:
+    words = list(map(str, value)) if isinstance(value, list | tuple) else str(value).split()
+    return tuple(dict.fromkeys(words))
+
+
 def _parse_objectives(value: Any) -> tuple[str, ...]:
     words = list(map(str, value)) if isinstance(value, list | tuple) else str(value).split()
     for word in words:
@@ -151,6 +156,11 @@ class StudySpec(DataConfig):
         "expected to add most to the front, by a model of the quality and predicted peaks (on a "
         "GPU, not with bce, sce and rece); tpe: by what good trials had; gp and nsga2: Optuna's "
         "own; grid: every combination of choices once; random",
+    )
+    warm_start: Annotated[tuple[str, ...], PlainValidator(_parse_names)] = Field(
+        (),
+        description="finished studies of this storage, of other data or another budget, or "
+        "recorded tables as --recorded has them, whose trials the sampler front starts from",
     )
     pruning: Literal["dominance", "none"] = Field(
         "dominance",
@@ -225,7 +235,7 @@ def _add_field_flag(group: argparse._ArgumentGroup, name: str, is_default: bool 
     field = StudySpec.model_fields[name]
     several = isinstance(field.default, tuple)
     default = " ".join(field.default) if several else field.default
-    shown = f" (default: {default})" if is_default and default is not None else ""
+    shown = f" (default: {default})" if is_default and default not in (None, "") else ""
     group.add_argument(
         flag_of(name),
         dest=name,
@@ -264,6 +274,7 @@ _METAVARS = {
     "spend_budget": "SETTING",
     "objectives": "NAME",
     "sampler": "NAME",
+    "warm_start": "STUDY",
     "pruning": "NAME",
     "seed": "N",
     "device": "DEVICE",

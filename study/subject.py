@@ -190,17 +190,24 @@ def build_subject(spec: StudySpec) -> Subject:
     return Training(spec) if spec.recorded is None else Recorded(spec)
 
 
-def _table(asked: str) -> "RecordedObjective":
+def find_table(asked: str) -> "RecordedObjective | None":
     """A table that comes with ParetoCut, or a file, of several data sets with the one's name."""
     from objectives.recorded import TABLES, RecordedObjective
 
     if (shipped := TABLES / f"{asked}.csv").is_file():
         return RecordedObjective(shipped)
     file, _, dataset = asked.rpartition(":") if not Path(asked).exists() else (asked, "", None)
-    if not Path(file).is_file():
+    return RecordedObjective(Path(file), dataset) if Path(file).is_file() else None
+
+
+def _table(asked: str) -> "RecordedObjective":
+    from objectives.recorded import TABLES
+
+    table = find_table(asked)
+    if table is None:
         names = ", ".join(sorted(path.stem for path in TABLES.glob("*.csv")))
         raise UserError(f"--recorded {asked}: not a file, nor one of {names}")
-    return RecordedObjective(Path(file), dataset)
+    return table
 
 
 def _refuse_other_than_a_table(spec: StudySpec) -> None:
@@ -224,6 +231,6 @@ def space_of(objective: "RecordedObjective") -> Space:
     for name, values in sorted(objective.axes.items(), key=lambda axis: axis[0] != "loss"):
         if len(values) > 1:
             parts[name] = Choices(tuple(values))
-        else:
+        elif values:
             fixed[name] = values[0]
     return Space(parts, fixed, _NUM_ITEMS)
