@@ -76,8 +76,8 @@ class RecordedObjective:
         if missing := [name for name in ("dataset", *_MEASURED) if name not in columns]:
             raise UserError(f"{table}: the table lacks the columns {', '.join(missing)}")
         names = {name: _ALIASES.get(name, name) for name in columns}
-        self.settings = tuple(names[name] for name in columns if names[name] in SETTINGS)
-        if not self.settings:
+        settings = [name for name in columns if names[name] in SETTINGS]
+        if not settings:
             raise UserError(
                 f"{table}: no column is a setting of a trial; name them as --help does, such as "
                 "batch_size and negatives"
@@ -90,6 +90,10 @@ class RecordedObjective:
             raise UserError(
                 f"{table}: the table has {wanted}; choose from {', '.join(datasets) or 'none'}"
             )
+        # What all of its runs leave empty, other data sets have.
+        its_rows = [row for row in rows if str(row["dataset"]) == dataset]
+        used = [name for name in settings if any(row[name] not in ("", None) for row in its_rows)]
+        self.settings = tuple(names[name] for name in used)
         self.dataset = dataset
         self.cells: dict[tuple[Value | None, ...], Cell] = {}
         for number, row in enumerate(rows, 1):

@@ -231,6 +231,6 @@ def space_of(objective: "RecordedObjective") -> Space:
     for name, values in sorted(objective.axes.items(), key=lambda axis: axis[0] != "loss"):
         if len(values) > 1:
             parts[name] = Choices(tuple(values))
-        elif values:
+        else:
             fixed[name] = values[0]
     return Space(parts, fixed, _NUM_ITEMS)

@@ -51,6 +51,19 @@ def test_a_run_is_looked_up(table: Path, make_context: MakeContext) -> None:
     assert reports == [(5, whole)]
 
 
+def test_a_setting_that_only_other_data_sets_have_is_none(
+    table: Path, make_context: MakeContext
+) -> None:
+    rows = "".join(
+        f"{row},{width}\n" for row, width in zip(ROWS.split(), ["", "", "", "", 32], strict=True)
+    )
+    table.write_text(f"{HEADER},width\n{rows}")
+    assert RecordedObjective(table, "music").settings == ("batch_size", "negatives", "max_length")
+    assert RecordedObjective(table, "beer").settings[-1] == "width"
+    objective = RecordedObjective(table, "music")
+    assert objective(config(), make_context(budget=8 * GIB)).quality == 0.125
+
+
 def test_the_full_softmax_has_infinitely_many_negatives(
     table: Path, make_context: MakeContext
 ) -> None:
