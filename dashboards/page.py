@@ -32,6 +32,7 @@ def render(view: StudyView) -> str:
     return template.substitute(
         name=html.escape(view.name),
         summary=html.escape(words.summary(view)),
+        answers=_answers(view),
         facts=_facts(view),
         front=_place(
             figures,
@@ -104,6 +105,14 @@ def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
     ]
     columns = 2 if len(places) in (1, 2, 4) else 3
     return f'<div class="small" style="--columns: {columns}">{"".join(places)}</div>'
+
+
+def _answers(view: StudyView) -> str:
+    shown = ""
+    for title, sentences in words.answers(view).items():
+        paragraphs = "".join(f"<p>{html.escape(each)}</p>" for each in sentences)
+        shown += f"<div><h2>{title}</h2>{paragraphs}</div>"
+    return f'<div class="answers">{shown}</div>' if shown else ""
 
 
 def _facts(view: StudyView) -> str:

@@ -87,6 +87,11 @@ class TrialView:
     worker: str = ""
 
     @property
+    def ended(self) -> bool:
+        """Whether it is neither running nor waiting."""
+        return self.group not in ("running", "waiting")
+
+    @property
     def loss(self) -> str:
         """The loss that it trains with; empty where not known."""
         return str(self.config.get("loss", self.params.get("loss", "")))

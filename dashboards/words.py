@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from dashboards.advice import next_steps
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.budget import format_bytes
 
@@ -14,7 +15,7 @@ MEMORY_SOURCES = {
 
 def summary(view: StudyView) -> str:
     """The result: the best trial, the front's cheapest one, and how it compares."""
-    ended = [trial for trial in view.trials if trial.group not in ("running", "waiting")]
+    ended = [trial for trial in view.trials if trial.ended]
     if not ended:
         return "No trial has ended yet."
     best = view.best
@@ -79,6 +80,56 @@ def _comparison(view: StudyView, best: TrialView) -> str:
         return f"{text}."
     ratio = test / view.baseline
     return f"{text} ({ratio:.{1 if ratio >= 1 else 2}f} times)."
+
+
+def what_memory_buys(view: StudyView) -> str:
+    """The best trial within half of the budget, and what is known beyond; empty without a best."""
+    best = view.best
+    if best is None or best.memory is None or best.quality is None:
+        return ""
+    half = view.budget // 2
+    if best.memory <= half:
+        return f"Half of the budget is enough for trial {best.number}. {_larger(view, best)}"
+    inside = [trial for trial in view.complete if (trial.memory or 0) <= half]
+    beyond = f"What twice the budget would buy, {format_bytes(2 * view.budget)}, was not tried."
+    if not inside:
+        return (
+            f"Within half of the budget, {format_bytes(half)}, no trial trained to its end. "
+            f"{beyond}"
+        )
+    cheap = max(inside, key=lambda trial: (trial.quality or 0.0, -(trial.memory or 0)))
+    lost = 1 - (cheap.quality or 0.0) / best.quality if best.quality > 0 else 0.0
+    text = (
+        f"Within half of the budget, {format_bytes(half)}, the best is trial {cheap.number} with "
+        f"{cheap.quality_text}, {_percent(lost)} less: so much has the last doubling of memory "
+        "bought"
+    )
+    spread = max((trial.spread or 0.0 for trial in (cheap, best)), default=0.0)
+    if spread > best.quality - (cheap.quality or 0.0):
+        text += ", no more than a standard deviation of repeated trainings"
+    return f"{text}. {beyond}"
+
+
+def _larger(view: StudyView, best: TrialView) -> str:
+    larger = sum((trial.memory or 0) > (best.memory or 0) for trial in view.complete)
+    if larger == 0:
+        return "No trial that takes more memory trained to its end."
+    if larger == 1:
+        return "The one trial that took more memory is no better."
+    return f"None of the {larger} trials that took more memory is better."
+
+
+def answers(view: StudyView) -> dict[str, list[str]]:
+    """What people ask next, and the sentences that answer it; without those that none answers."""
+    known = {
+        "Half the memory, or twice": [what_memory_buys(view)],
+        "What to try next": next_steps(view),
+    }
+    return {
+        title: sentences
+        for title, each in known.items()
+        if (sentences := list(filter(None, each)))
+    }
 
 
 def not_drawn(view: StudyView) -> str:
