@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import string
 from collections import Counter
 from collections.abc import Mapping
@@ -110,9 +111,14 @@ def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
 def _answers(view: StudyView) -> str:
     shown = ""
     for title, sentences in words.answers(view).items():
-        paragraphs = "".join(f"<p>{html.escape(each)}</p>" for each in sentences)
+        paragraphs = "".join(f"<p>{_with_flags(html.escape(each))}</p>" for each in sentences)
         shown += f"<div><h2>{title}</h2>{paragraphs}</div>"
     return f'<div class="answers">{shown}</div>' if shown else ""
+
+
+def _with_flags(text: str) -> str:
+    """Flags as code, which is not broken over two lines."""
+    return re.sub(r"--[a-z]\S*?[a-z](?: \d+)?(?![\w.-])", r"<code>\g<0></code>", text)
 
 
 def _facts(view: StudyView) -> str:

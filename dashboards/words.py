@@ -113,10 +113,10 @@ def what_memory_buys(view: StudyView) -> str:
 def _larger(view: StudyView, best: TrialView) -> str:
     larger = sum((trial.memory or 0) > (best.memory or 0) for trial in view.complete)
     if larger == 0:
-        return "No trial that takes more memory trained to its end."
+        return "No trial trained to its end with more memory."
     if larger == 1:
-        return "The one trial that took more memory is no better."
-    return f"None of the {larger} trials that took more memory is better."
+        return "The one trial that trained to its end with more memory is no better."
+    return f"None of the {larger} trials that trained to their end with more memory is better."
 
 
 def answers(view: StudyView) -> dict[str, list[str]]:

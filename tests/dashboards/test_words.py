@@ -25,10 +25,19 @@ def view_of(record: StudyRecord) -> StudyView:
         ([(0.10, 256), (0.12, 768)], "512.0 MiB, the best is trial 0 with 0.1000, 17% less: so"),
         ([(0.12, 768)], "Within half of the budget, 512.0 MiB, no trial trained to its end."),
         ([(0.12, 768)], "What twice the budget would buy, 2.00 GiB, was not tried."),
-        ([(0.12, 512)], "Half of the budget is enough for trial 0. No trial that takes more"),
+        (
+            [(0.12, 512)],
+            "Half of the budget is enough for trial 0. No trial trained to its end with",
+        ),
         # Of equal ones the cheaper is the best.
-        ([(0.12, 600), (0.12, 400)], "enough for trial 1. The one trial that took more memory is"),
-        ([(0.12, 40), (0.1, 900), (0.1, 41)], "None of the 2 trials that took more memory is"),
+        (
+            [(0.12, 600), (0.12, 400)],
+            "enough for trial 1. The one trial that trained to its end with",
+        ),
+        (
+            [(0.12, 40), (0.1, 900), (0.1, 41)],
+            "None of the 2 trials that trained to their end with more",
+        ),
         ([(0.1199, 40), (0.12, 900)], "with 0.1199, less than 1% less"),
     ],
 )
