@@ -160,6 +160,7 @@ def _front_table(view: StudyView) -> str:
         return '<p class="none">No trial has trained to its end within the budget.</p>'
     header = [
         "Trial",
+        *(["Configuration"] if _has_toml(view) else []),
         "Peak memory",
         "NDCG@10, validation",
         "NDCG@10, test",
@@ -172,13 +173,12 @@ def _front_table(view: StudyView) -> str:
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Table of trials">'
         f'<table><thead><tr>{head}<th class="text">MLflow run</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{rows}</tbody></table></div>{_configurations(view)}"
     )
 
 
 def _row(view: StudyView, trial: TrialView) -> str:
     cells = [
-        str(trial.number),
         trial.memory_text,
         trial.quality_text,
         _decimals(trial.metrics.get("test/ndcg_at_10"), 4),
@@ -186,10 +186,42 @@ def _row(view: StudyView, trial: TrialView) -> str:
         _decimals(trial.seconds, 1),
         *(short(trial.params.get(name, "-")) for name in view.open),
     ]
+    first = f"<td>{trial.number}</td>"
+    if _has_toml(view):
+        first += f"<td>{_copy_button(trial) if trial.toml else '-'}</td>"
     shown = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
     run = _link(trial.run, trial.run_url) if trial.run is not None else "-"
     best = ' class="best"' if trial == view.best else ""
-    return f'<tr{best}>{shown}<td class="text">{run}</td></tr>'
+    return f'<tr{best}>{first}{shown}<td class="text">{run}</td></tr>'
+
+
+def _has_toml(view: StudyView) -> bool:
+    return any(trial.toml for trial in view.front)
+
+
+def _copy_button(trial: TrialView) -> str:
+    return (
+        f'<button type="button" data-copies="toml-{trial.number}" '
+        f'aria-label="Copy the configuration of trial {trial.number}">copy</button>'
+    )
+
+
+def _configurations(view: StudyView) -> str:
+    """The texts that the buttons copy."""
+    if not _has_toml(view):
+        return ""
+    data = " --data FILE" if view.memory_source == "recorded" else ""
+    texts = "".join(
+        f'<pre id="toml-{trial.number}" tabindex="0">{html.escape(trial.toml)}</pre>'
+        for trial in view.front
+        if trial.toml
+    )
+    return (
+        '<p class="note copied">A configuration is copied as TOML. As trial.toml, '
+        f"<code>python -m study.run --config trial.toml{data}</code> trains it, with its seed. "
+        '<span role="status"></span></p>'
+        f"<details><summary>The configurations as text</summary>{texts}</details>"
+    )
 
 
 def _decimals(value: float | None, digits: int) -> str:

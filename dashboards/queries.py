@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, TypeGuard
 
+from study.best import as_toml
 from study.budget import format_bytes
 from study.progress import short
 from study.records import StudyRecord, TrialRecord, spread_text
@@ -64,6 +65,7 @@ class TrialView:
         started: When it began.
         finished: When it ended.
         worker: The process that it ran in.
+        toml: What `study.run --config` trains it by; empty unless on the front.
     """
 
     number: int
@@ -85,6 +87,7 @@ class TrialView:
     started: datetime | None = None
     finished: datetime | None = None
     worker: str = ""
+    toml: str = ""
 
     @property
     def ended(self) -> bool:
@@ -211,9 +214,13 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
     sound = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
     record = replace(sound, trials=tuple(sound.configurations))
     store = hide_credentials(tracking_store)
-    front = [trial.number for trial in record.front()]
+    # Half-written trials have no seed yet.
+    tomls = {
+        trial.number: as_toml(record, trial) if "seed" in trial.tags else ""
+        for trial in record.front()
+    }
     chosen: Group = "front" if len(record.objectives) > 1 else "best"
-    trials = {trial.number: _trial(trial, front, chosen, store) for trial in record.trials}
+    trials = {trial.number: _trial(trial, tomls, chosen, store) for trial in record.trials}
     best = record.best()
     identity = record.identity
     baseline = record.baseline.get("ndcg_at_10")
@@ -227,7 +234,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
         open=tuple(identity["open"]),
         space=identity["space"],
         trials=tuple(trials.values()),
-        front=tuple(trials[number] for number in front),
+        front=tuple(trials[number] for number in tomls),
         best=None if best is None else trials[best.number],
         history=tuple(_history(record)),
         expected_gain=expected_gain(sound),
@@ -255,10 +262,10 @@ def _with_sound_numbers(trial: TrialRecord) -> TrialRecord:
     return replace(sound, outcome="diverged", reason=missing)
 
 
-def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> TrialView:
+def _trial(trial: TrialRecord, tomls: Mapping[int, str], chosen: Group, store: str) -> TrialView:
     group: Group
     if trial.outcome == "complete":
-        group = chosen if trial.number in front else "dominated"
+        group = chosen if trial.number in tomls else "dominated"
     else:
         group = trial.outcome
     return TrialView(
@@ -281,6 +288,7 @@ def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> T
         started=trial.started,
         finished=trial.finished,
         worker=trial.worker,
+        toml=tomls.get(trial.number, ""),
     )
 
 

@@ -111,6 +111,33 @@ def test_click_opens_the_run(browser: Browser, report: Path) -> None:
     page.close()
 
 
+@pytest.mark.parametrize("clipboard", [True, False])
+def test_a_configuration_is_copied_by_the_keyboard(
+    browser: Browser, tmp_path: Path, trained: StudyRecord, clipboard: bool
+) -> None:
+    page, _ = show(browser, write_report(trained, tmp_path / "report.html", "x"), 390)
+    # What Chromium without a window keeps cannot be read: the page's own way to it is heard.
+    page.evaluate(
+        """(clipboard) => {
+            const write = async (text) => {
+                if (!clipboard) throw new Error("denied");
+                window.copied = text;
+            };
+            Object.defineProperty(navigator, "clipboard", { value: { writeText: write } });
+            document.addEventListener("copy", () => { window.copied = getSelection() + ""; });
+        }""",
+        clipboard,
+    )
+    button = page.locator("[data-copies=toml-1]")
+    button.focus()
+    page.keyboard.press("Enter")
+    wait_until(page, "document.querySelector('[role=status]').textContent === 'Copied.'")
+    assert button.inner_text() == "copied"
+    assert page.evaluate("document.activeElement.dataset.copies") == "toml-1"
+    assert page.evaluate("window.copied") == page.locator("#toml-1").text_content()
+    page.close()
+
+
 def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path, mixed: StudyRecord) -> None:
     evil = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
     identity = {**mixed.identity, "data": {"name": evil, "split": "temporal"}, "open": [evil]}

@@ -1,6 +1,8 @@
+import html
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from dashboards.page import render
 from dashboards.queries import build_view
 from dashboards.report import main, write_report
+from objectives.config import TrialConfig
 from objectives.errors import UserError
 from study.ledger import Ledger, connect, default_storage
 from study.records import StudyRecord, TrialRecord
@@ -100,6 +103,22 @@ def test_table_lists_the_front(mixed: StudyRecord) -> None:
         f"<code>{'b' * 32}</code>",
     ]
     assert len(cells) == 3
+
+
+def test_a_row_of_the_table_copies_its_configuration(trained: StudyRecord) -> None:
+    page = without_plotly(render_page(trained))
+    cells = [re.findall(r"<td>(.*?)</td>", row)[:2] for row in re.findall(r"<tr.*?</tr>", page)]
+    assert 'data-copies="toml-1"' in cells[2][1]
+    assert cells[3] == ["2", "-"], "it has kept too little"
+    (toml,) = re.findall(r'<pre id="toml-1"[^>]*>(.*?)</pre>', page, re.DOTALL)
+    asked = tomllib.loads(html.unescape(toml))
+    assert (asked["study"], asked["data"], asked["seed"]) == ("toy-trial-1", "ml-100k", 7)
+    assert asked["space"] == TrialConfig().flat()
+    assert "--config trial.toml</code>" in page
+    identity = {**trained.identity, "memory_source": "recorded"}
+    page = render_page(replace(trained, identity=identity))
+    assert "--config trial.toml --data FILE</code>" in page
+    assert "data-copies=" not in render_page(replace(trained, trials=trained.trials[2:]))
 
 
 def test_repeats_and_what_more_trials_may_add_are_shown(
