@@ -1,24 +1,23 @@
 """The report of a study as one page of HTML."""
 
 import html
-import json
-import re
 import string
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
 
 from dashboards import words
 from dashboards.duration import duration_figure
+from dashboards.export import as_csv
+from dashboards.frame import answers, frame, place
 from dashboards.history import history_figure
 from dashboards.notes import notes
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
-from dashboards.theme import MARKS
+from dashboards.theme import MARKS, full_hover
 from study.budget import format_bytes
 from study.progress import short
 
@@ -26,22 +25,19 @@ from study.progress import short
 def render(view: StudyView) -> str:
     """The page; it needs no other file and no network."""
     figures = _figures(view)
-    runs = {trial.number: trial.run_url for trial in view.trials if trial.run_url is not None}
-    # Plotly's JSON has no "<" and no "/" of a text: none can end the script that it stands in.
-    figures_json = ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items())
     template = string.Template(Path(__file__).with_name("template.html").read_text("utf-8"))
-    return template.substitute(
+    body = template.substitute(
         name=html.escape(view.name),
         summary=html.escape(words.summary(view)),
-        answers=_answers(view),
+        answers=answers(view, 2),
         facts=_facts(view),
-        front=_place(
+        front=place(
             figures,
             "front",
             "Validation NDCG@10 of every trial against its peak memory",
             "No trial has a known peak memory yet.",
         ),
-        duration=_place(
+        duration=place(
             figures,
             "duration",
             "Validation NDCG@10 of complete trials against their seconds",
@@ -50,7 +46,7 @@ def render(view: StudyView) -> str:
         if "time" in view.objectives
         else "",
         not_drawn=html.escape(words.not_drawn(view)),
-        history=_place(
+        history=place(
             figures,
             "history",
             "The best quality found so far, over the trials",
@@ -58,10 +54,15 @@ def render(view: StudyView) -> str:
         ),
         parameters=_parameters(view, figures),
         table=_front_table(view),
-        figures=f"{{{figures_json}}}",
-        runs=json.dumps(runs).replace("<", r"\u003c"),
-        plotly=get_plotlyjs(),
         **notes(view.objectives[1:]),
+    )
+    return frame(
+        view.name,
+        body,
+        figures,
+        hovers={trial.number: full_hover(trial) for trial in view.trials},
+        runs={trial.number: trial.run_url for trial in view.trials if trial.run_url is not None},
+        csv=as_csv(view),
     )
 
 
@@ -80,23 +81,11 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
     return figures
 
 
-def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: str) -> str:
-    """Where the script draws a figure, or words where there is none."""
-    if key not in figures:
-        return f'<p class="none">{html.escape(otherwise)}</p>'
-    # The height is kept free, so that the page does not jump while the figures are drawn.
-    height = figures[key].layout.height
-    return (
-        f'<div class="figure" id="figure-{key}" role="img" aria-label="{html.escape(label)}" '
-        f'style="height: {height}px"></div>'
-    )
-
-
 def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
     if not view.open:
         return '<p class="none">The study has no open parameter: every trial is the same.</p>'
     places = [
-        _place(
+        place(
             figures,
             f"parameter-{index}",
             f"Quality and peak memory by {name}",
@@ -106,19 +95,6 @@ def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
     ]
     columns = 2 if len(places) in (1, 2, 4) else 3
     return f'<div class="small" style="--columns: {columns}">{"".join(places)}</div>'
-
-
-def _answers(view: StudyView) -> str:
-    shown = ""
-    for title, sentences in words.answers(view).items():
-        paragraphs = "".join(f"<p>{_with_flags(html.escape(each))}</p>" for each in sentences)
-        shown += f"<div><h2>{title}</h2>{paragraphs}</div>"
-    return f'<div class="answers">{shown}</div>' if shown else ""
-
-
-def _with_flags(text: str) -> str:
-    """Flags as code, which is not broken over two lines."""
-    return re.sub(r"--[a-z]\S*?[a-z](?: \d+)?(?![\w.-])", r"<code>\g<0></code>", text)
 
 
 def _facts(view: StudyView) -> str:

@@ -55,6 +55,14 @@ def figure(height: int) -> go.Figure:
     return made
 
 
+def on_white(figure: go.Figure) -> go.Figure:
+    """The figure, made to stand by itself, as the page shows it where that is light."""
+    figure.update_layout(paper_bgcolor="#ffffff", font_color="#1c2430")
+    figure.update_xaxes(gridcolor="#e6e9ed")
+    figure.update_yaxes(gridcolor="#e6e9ed")
+    return figure
+
+
 def axis(**properties: Any) -> dict[str, Any]:
     """An axis in the style of the page."""
     style = {
@@ -79,6 +87,7 @@ def points(
     mark = MARKS[group]
     # A bound from below points to where the true peak is.
     symbols = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
+    alike = len(set(symbols)) == 1
     return go.Scatter(
         x=x,
         y=y,
@@ -87,7 +96,7 @@ def points(
         marker={
             "color": mark.color,
             "size": mark.size,
-            "symbol": symbols,
+            "symbol": symbols[0] if alike else symbols,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },

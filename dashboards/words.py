@@ -1,8 +1,10 @@
 """What a study has found, in sentences; plain text, nothing is escaped."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from dashboards.advice import next_steps
+from dashboards.compare import best_within
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.budget import format_bytes
 
@@ -90,14 +92,13 @@ def what_memory_buys(view: StudyView) -> str:
     half = view.budget // 2
     if best.memory <= half:
         return f"Half of the budget is enough for trial {best.number}. {_larger(view, best)}"
-    inside = [trial for trial in view.complete if (trial.memory or 0) <= half]
+    cheap = best_within(view, half)
     beyond = f"What twice the budget would buy, {format_bytes(2 * view.budget)}, was not tried."
-    if not inside:
+    if cheap is None:
         return (
             f"Within half of the budget, {format_bytes(half)}, no trial trained to its end. "
             f"{beyond}"
         )
-    cheap = max(inside, key=lambda trial: (trial.quality or 0.0, -(trial.memory or 0)))
     lost = 1 - (cheap.quality or 0.0) / best.quality if best.quality > 0 else 0.0
     text = (
         f"Within half of the budget, {format_bytes(half)}, the best is trial {cheap.number} with "
@@ -130,6 +131,36 @@ def answers(view: StudyView) -> dict[str, list[str]]:
         for title, each in known.items()
         if (sentences := list(filter(None, each)))
     }
+
+
+def searched(view: StudyView) -> str:
+    """What a study searched for, within what, and how long."""
+    return (
+        f"{len(view.history)} trials; searched for {' and '.join(view.objectives)} within "
+        f"{format_bytes(view.budget)} ({MEMORY_SOURCES[view.memory_source]})."
+    )
+
+
+def comparison(views: Sequence[StudyView]) -> str:
+    """The best of each study within the smallest of their budgets."""
+    limit = min(view.budget for view in views)
+    found = [(view, best_within(view, limit)) for view in views]
+    have = [(view, trial) for view, trial in found if trial is not None]
+    have.sort(key=lambda pair: -(pair[1].quality or 0.0))
+    reached = [
+        f"{view.name} {'' if place else 'reaches a validation NDCG@10 of '}{trial.quality_text} "
+        f"(trial {trial.number}, {trial.memory_text})"
+        for place, (view, trial) in enumerate(have)
+    ]
+    none = [view.name for view, trial in found if trial is None]
+    smallest = "" if all(view.budget == limit for view in views) else ", the smallest budget"
+    text = f"Within {format_bytes(limit)}{smallest}, "
+    text += "; ".join(
+        [*reached, *(f"{name} has no trial that trained to its end" for name in none)]
+    )
+    if len({view.objectives for view in views}) > 1:
+        text += ". They did not search for the same objectives"
+    return f"{text}."
 
 
 def not_drawn(view: StudyView) -> str:

@@ -34,9 +34,15 @@ def build_parser(command: str, usage: str, description: str) -> Parser:
     return parser
 
 
-def add_study_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose an existing study."""
-    parser.add_argument("--study", metavar="NAME", help="the study (default: the only one)")
+def add_study_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the flags that choose an existing study, or several."""
+    parser.add_argument(
+        "--study",
+        metavar="NAME",
+        action="append" if several else "store",
+        help="the study (default: the only one)"
+        + ("; again for another beside it" if several else ""),
+    )
     parser.add_argument(
         "--output-dir",
         metavar="FOLDER",

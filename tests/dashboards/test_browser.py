@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from dashboards.report import write_report
+from dashboards.export import as_csv
+from dashboards.queries import build_view
+from dashboards.report import write_comparison, write_report
 from study.records import StudyRecord
 
 CHROMIUM = next(
@@ -103,6 +105,17 @@ def test_dark_mode_changes_page_and_figures(browser: Browser, report: Path) -> N
     page.close()
 
 
+def test_a_point_says_all_that_is_known_of_its_trial(browser: Browser, report: Path) -> None:
+    page, _ = show(browser, report, 1280)
+    page.locator("#figure-front .trace").nth(1).locator(".point").nth(1).hover(force=True)
+    wait_until(page, "document.querySelector('#figure-front .hovertext')")
+    text = page.locator("#figure-front .hovertext").text_content()
+    assert text is not None
+    assert text.startswith("Trial 1, on the frontNDCG@10, validation 0.1200")
+    assert "batch_size 16" in text
+    page.close()
+
+
 def test_click_opens_the_run(browser: Browser, report: Path) -> None:
     page, _ = show(browser, report, 1280)
     page.evaluate("window.open = (url) => { window.opened = url; }")
@@ -138,6 +151,28 @@ def test_a_configuration_is_copied_by_the_keyboard(
     page.close()
 
 
+def test_figures_and_trials_are_downloaded(
+    browser: Browser, report: Path, mixed: StudyRecord
+) -> None:
+    page, seen = show(browser, report, 1280, "dark")
+
+    def download(button: str) -> tuple[str, bytes]:
+        with page.expect_download() as caught:
+            page.locator(button).click()
+        return caught.value.suggested_filename, caught.value.path().read_bytes()
+
+    name, table = download("#save-csv")
+    assert name == "toy.csv"
+    assert table.decode() == as_csv(build_view(mixed, "http://mlflow.lan:5000"))
+    name, drawing = download("[data-saves=front][data-format=svg]")
+    assert name == "toy-front.svg"
+    assert b"rgb(19, 23, 28)" in drawing, "what is under the figure is saved with it"
+    name, image = download("[data-saves=history][data-format=png]")
+    assert (name, image[:4]) == ("toy-history.png", b"\x89PNG")
+    assert [each for each in seen if not each.startswith(("blob:", "data:"))] == []
+    page.close()
+
+
 def test_hostile_names_do_nothing(browser: Browser, tmp_path: Path, mixed: StudyRecord) -> None:
     evil = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
     identity = {**mixed.identity, "data": {"name": evil, "split": "temporal"}, "open": [evil]}
@@ -160,4 +195,15 @@ def test_empty_study_is_words(browser: Browser, tmp_path: Path, mixed: StudyReco
     assert seen == []
     assert page.locator(".figure").count() == 0
     assert page.locator(".none").count() == 5
+    page.close()
+
+
+def test_studies_side_by_side_are_drawn(
+    browser: Browser, tmp_path: Path, mixed: StudyRecord, timed: StudyRecord
+) -> None:
+    path = write_comparison([mixed, timed], tmp_path / "comparison.html", "x")
+    page, seen = show(browser, path, 390)
+    assert seen == []
+    assert page.locator("#figure-compare .points path").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()

@@ -239,6 +239,13 @@ def test_command_writes_into_the_folder_of_the_study(
     assert "http://mlflow.lan:5000" in path.read_text("utf-8")
 
 
+def test_command_writes_what_the_suffix_says(folder: Path) -> None:
+    for suffix, begin in ((".csv", "trial,outcome,"), (".json", "{")):
+        path = folder / f"trials{suffix}"
+        assert main(["--output-dir", str(folder), "--output", str(path)]) == 0
+        assert path.read_text("utf-8").startswith(begin)
+
+
 def test_command_knows_the_local_store_and_the_storage_variable(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,8 +261,8 @@ def test_command_answers_bad_input_with_one_sentence(
     for arguments, words in (
         (["--output-dir", str(folder / "empty")], "there is no study"),
         (["--output-dir", str(folder), "--study", "other"], "--study other"),
-        (["--output-dir", str(folder), "--output", str(folder)], "cannot be written"),
-        (["--output-dir", str(folder), "--output", f"{folder}/toy/study.db/x"], "be written"),
+        (["--output-dir", str(folder), "--output", f"{folder}/toy.pdf"], "use one of .html, .csv"),
+        (["--output-dir", str(folder), "--output", f"{folder}/toy/study.db/x.csv"], "be written"),
     ):
         assert main(arguments) == 2
         out, err = capsys.readouterr()
@@ -263,6 +270,22 @@ def test_command_answers_bad_input_with_one_sentence(
         assert err.count("\n") == 1
         assert err.startswith("python -m dashboards.report: ")
         assert words in err
+
+
+def test_without_what_draws_images_one_sentence_says_so(folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['kaleido'] = None\n"
+        "from dashboards.report import main\n"
+        f"sys.exit(main(['--output-dir', {str(folder)!r}, '--output', 'front.png']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "--output with .png: images are drawn by kaleido" in done.stderr
+    assert not (folder / "front.png").exists()
 
 
 def test_neither_torch_nor_mlflow_is_imported() -> None:
