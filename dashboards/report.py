@@ -125,6 +125,21 @@ def write_comparison(records: Sequence["StudyRecord"], path: Path, tracking_stor
     return _write(path, render_comparison(views).encode())
 
 
+def describe_study(record: "StudyRecord", tracking_store: str, command: str) -> str:
+    """What the study has found, in Markdown, for its run in MLflow.
+
+    Args:
+        record: The study as it stands.
+        tracking_store: URI of the MLflow store that the runs are in.
+        command: What goes on with it.
+    """
+    from dashboards.queries import build_view
+    from dashboards.words import markdown
+    from study.tracking import hide_credentials
+
+    return markdown(build_view(record, tracking_store), hide_credentials(command))
+
+
 def _write(path: Path, content: bytes) -> Path:
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -1,5 +1,6 @@
 """What a study has found, in sentences; plain text, nothing is escaped."""
 
+import html
 from collections import Counter
 from collections.abc import Sequence
 
@@ -7,6 +8,10 @@ from dashboards.advice import next_steps
 from dashboards.compare import best_within
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.budget import format_bytes
+from study.progress import short
+
+_MOST_ROWS = 12
+"""Of the front in a description, whose length MLflow limits: those of the best quality."""
 
 MEMORY_SOURCES = {
     "cuda": "CUDA allocator",
@@ -161,6 +166,44 @@ def comparison(views: Sequence[StudyView]) -> str:
     if len({view.objectives for view in views}) > 1:
         text += ". They did not search for the same objectives"
     return f"{text}."
+
+
+def markdown(view: StudyView, command: str) -> str:
+    """The summary and what goes with it, for a place that shows Markdown.
+
+    Args:
+        view: The study.
+        command: What goes on with it.
+    """
+    paragraphs = [summary(view)]
+    paragraphs += [f"**{title}.** {' '.join(each)}" for title, each in answers(view).items()]
+    if view.front:
+        shown = view.front[-_MOST_ROWS:]
+        rows = [
+            ["trial", "peak memory", "NDCG@10", *view.open],
+            ["---"] * (3 + len(view.open)),
+            *(
+                [
+                    _run_link(trial),
+                    trial.memory_text,
+                    trial.quality_text,
+                    *(short(trial.params.get(name, "-")) for name in view.open),
+                ]
+                for trial in shown
+            ),
+        ]
+        paragraphs.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        paragraphs.append(
+            'The front\'s runs have the tag front: search for `tags.front = "true"`. The figures '
+            "are in report.html, under Artifacts."
+        )
+    text = html.escape("\n\n".join(paragraphs), quote=False)
+    return f"{text}\n\nGo on with `{command}`"
+
+
+def _run_link(trial: TrialView) -> str:
+    # MLflow's own pages show this, whatever their address.
+    return str(trial.number) if trial.run is None else f"[{trial.number}](#/runs/{trial.run})"
 
 
 def not_drawn(view: StudyView) -> str:

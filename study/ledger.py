@@ -57,7 +57,7 @@ class Epoch(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The MLflow run of a trial, or of the study."""
+    """The MLflow run of a trial, or of the study, whose epochs are its finished trials."""
 
     number: int
     run_id: str

@@ -138,7 +138,7 @@ def test_repeats_and_what_more_trials_may_add_are_shown(
 def test_runs_of_a_server_are_linked_without_its_password(mixed: StudyRecord) -> None:
     page = without_plotly(render_page(mixed, "http://me:secret@mlflow.lan:5000/"))
     assert f'href="http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page
-    assert f'"1": "http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page
+    assert f'"1":"http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page
     assert "secret" not in page
     assert "const runs = {};" in render_page(mixed)
 

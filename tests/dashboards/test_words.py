@@ -6,7 +6,7 @@ import pytest
 
 from dashboards.advice import next_steps
 from dashboards.queries import StudyView, build_view
-from dashboards.words import answers, what_memory_buys
+from dashboards.words import answers, markdown, what_memory_buys
 from study.records import StudyRecord, TrialRecord
 
 MIB, GIB = 2**20, 2**30
@@ -150,6 +150,26 @@ def test_without_a_best_one_it_is_said_how_to_get_one(
     (step,) = next_steps(view_of(make_study(*over, make_trial(2, "diverged", params=rate))))
     assert step.startswith("1 trial diverged, with learning rates from 0.003")
     assert what_memory_buys(view_of(make_study(*over))) == ""
+
+
+def test_the_description_of_a_run_is_markdown(
+    mixed: StudyRecord, make_trial: MakeTrial, make_study: MakeStudy
+) -> None:
+    text = markdown(view_of(mixed), "python -m study.run --n-trials 9")
+    assert text.startswith("Trial 1 is the best within 1.00 GiB: ")
+    assert "**What to try next.** " in text
+    link = f"[1](#/runs/{'b' * 32})"
+    assert f"| {link} | 512.0 MiB | 0.1200 | 16 | 0.001 |" in text
+    assert 'search for `tags.front = "true"`' in text
+    assert text.endswith("Go on with `python -m study.run --n-trials 9`")
+    evil = make_trial(0, params={"batch_size": "<img src=x>"})
+    assert "<img" not in markdown(view_of(make_study(evil)), "x")
+    many = [
+        make_trial(number, quality=number / 1000, peak_memory=(number + 1) * MIB)
+        for number in range(1000)
+    ]
+    assert len(markdown(view_of(make_study(*many)), "x")) < 5000
+    assert markdown(view_of(make_study()), "x") == "No trial has ended yet.\n\nGo on with `x`"
 
 
 def test_nothing_is_said_where_nothing_has_ended(
