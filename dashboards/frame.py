@@ -71,14 +71,10 @@ def answers(view: StudyView, level: int) -> str:
     """What people ask next of a study, under headings of that level."""
     shown = ""
     for title, sentences in words.answers(view).items():
-        paragraphs = "".join(f"<p>{_with_flags(html.escape(each))}</p>" for each in sentences)
+        text = [words.with_flags(html.escape(each), "<code>", "</code>") for each in sentences]
+        paragraphs = "".join(f"<p>{each}</p>" for each in text)
         shown += f"<div><h{level}>{title}</h{level}>{paragraphs}</div>"
     return f'<div class="answers">{shown}</div>' if shown else ""
-
-
-def _with_flags(text: str) -> str:
-    """Flags as code, which is not broken over two lines."""
-    return re.sub(r"--[a-z]\S*?[a-z](?: \d+)?(?![\w.-])", r"<code>\g<0></code>", text)
 
 
 def _script_text(value: Any) -> str:

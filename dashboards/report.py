@@ -13,6 +13,8 @@ from study import cli
 from study.spec import StudySpec
 
 if TYPE_CHECKING:
+    import optuna
+
     from dashboards.queries import StudyView
     from study.records import StudyRecord
 
@@ -138,6 +140,14 @@ def describe_study(record: "StudyRecord", tracking_store: str, command: str) -> 
     from study.tracking import hide_credentials
 
     return markdown(build_view(record, tracking_store), hide_credentials(command))
+
+
+def save_into_study(study: "optuna.Study", record: "StudyRecord", tracking_store: str) -> None:
+    """Saves figures for optuna-dashboard into the study; see `dashboards.optuna_dashboard`."""
+    from dashboards.optuna_dashboard import save_figures
+    from dashboards.queries import build_view
+
+    save_figures(study, build_view(record, tracking_store))
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -1,6 +1,7 @@
 """What a study has found, in sentences; plain text, nothing is escaped."""
 
 import html
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -176,7 +177,10 @@ def markdown(view: StudyView, command: str) -> str:
         command: What goes on with it.
     """
     paragraphs = [summary(view)]
-    paragraphs += [f"**{title}.** {' '.join(each)}" for title, each in answers(view).items()]
+    paragraphs += [
+        f"**{title}.** {with_flags(' '.join(each), '`', '`')}"
+        for title, each in answers(view).items()
+    ]
     if view.front:
         shown = view.front[-_MOST_ROWS:]
         rows = [
@@ -204,6 +208,11 @@ def markdown(view: StudyView, command: str) -> str:
 def _run_link(trial: TrialView) -> str:
     # MLflow's own pages show this, whatever their address.
     return str(trial.number) if trial.run is None else f"[{trial.number}](#/runs/{trial.run})"
+
+
+def with_flags(text: str, before: str, after: str) -> str:
+    """A sentence with marks around its flags, and their numbers, which belong together."""
+    return re.sub(r"--[a-z]\S*?[a-z](?: \d+)?(?![\w.-])", rf"{before}\g<0>{after}", text)
 
 
 def not_drawn(view: StudyView) -> str:

@@ -97,7 +97,7 @@ def _dry_run(spec: StudySpec, subject: "Subject") -> dict[str, Any]:
 def _run_study(spec: StudySpec, subject: "Subject", command: str, *, as_json: bool) -> int:
     from rich.console import Console
 
-    from dashboards.report import describe_study
+    from dashboards.report import describe_study, save_into_study
     from study.ledger import default_storage
     from study.progress import StudyProgress
     from study.records import read
@@ -176,6 +176,7 @@ def _run_study(spec: StudySpec, subject: "Subject", command: str, *, as_json: bo
         record = read(ledger, curves=True)
         report = _write_report(record, folder, spec.tracking_store)
         tracker.close("KILLED" if failure or stop.code else "FINISHED", report)
+        save_into_study(ledger.study, record, spec.tracking_store)
     if tracker.untold:
         cli.say(
             f"MLflow was not told everything ({tracker.untold}); the values are kept, and the "

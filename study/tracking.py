@@ -278,6 +278,7 @@ class Tracker:
             run_id = client.create_run(
                 _experiment(client, self.uri, self._output_dir),
                 run_name=f"{name} {number}",
+                start_time=_milliseconds(trial.started),
                 tags={
                     **self._tags,
                     "mlflow.parentRunId": parent.run_id,

@@ -158,6 +158,7 @@ def test_the_description_of_a_run_is_markdown(
     text = markdown(view_of(mixed), "python -m study.run --n-trials 9")
     assert text.startswith("Trial 1 is the best within 1.00 GiB: ")
     assert "**What to try next.** " in text
+    assert "seeds: `--confirm 3` trains them" in text
     link = f"[1](#/runs/{'b' * 32})"
     assert f"| {link} | 512.0 MiB | 0.1200 | 16 | 0.001 |" in text
     assert 'search for `tags.front = "true"`' in text

@@ -112,6 +112,8 @@ def test_a_study_in_mlflow(
     assert run.data.tags["paretocut.outcome"] == "complete"
     assert run.data.tags["seed"] == "0"
     assert run.info.status == "FINISHED"
+    assert trial.started is not None
+    assert run.info.start_time == int(trial.started.timestamp() * 1000), "not when it was told"
     assert run.data.params == {key: str(value) for key, value in trial.config.items()}
     assert run.data.params["table_updates"] == "dense", "what auto stood for"
     history = client.get_metric_history(run.info.run_id, QUALITY)
