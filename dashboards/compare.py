@@ -10,15 +10,10 @@ from dashboards.axes import memory_axis, value_range
 from dashboards.queries import StudyView, TrialView
 from study.front import pareto_front
 
-MARKS = (
-    ("#1f7ac4", "circle"),
-    ("#d98200", "diamond"),
-    ("#b0679f", "square"),
-    ("#2a9d7f", "triangle-up"),
-    ("#cf4a2c", "x"),
-    ("#7f8ea0", "star"),
-)
-"""Colour and symbol of a study; after Okabe and Ito, as in `dashboards.theme`."""
+COLORS = ("#1f7ac4", "#d98200", "#2a9d7f", "#b0679f", "#cf4a2c", "#7f8ea0")
+"""Of studies; after Okabe and Ito, as in `dashboards.theme`."""
+
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
 
 
 def best_within(view: StudyView, limit: float) -> TrialView | None:
@@ -62,7 +57,7 @@ def compare_figure(views: Sequence[StudyView]) -> go.Figure:
     for place, (view, front) in enumerate(zip(views, fronts, strict=True)):
         if not front:
             continue
-        color, symbol = MARKS[place]
+        color = COLORS[place % len(COLORS)]
         # Where studies agree, a thinner one lies on a thicker one.
         above = len(views) - 1 - place
         x = axis.places(front)
@@ -79,7 +74,12 @@ def compare_figure(views: Sequence[StudyView]) -> go.Figure:
             name=name,
             legendgroup=name,
             mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 9 + 2.5 * above},
+            customdata=[trial.number for trial in front],
+            marker={
+                "color": color,
+                "symbol": _SYMBOLS[place % len(_SYMBOLS)],
+                "size": 9 + 2.5 * above,
+            },
             hoverinfo="text",
             hovertext=[_hover(name, trial) for trial in front],
         )

@@ -75,13 +75,15 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _refuse_incomparable(records: Sequence["StudyRecord"], path: Path | None) -> None:
     """One figure of qualities, or peaks, that do not mean the same would mislead."""
-    from dashboards.compare import MARKS
+    from dashboards.compare import COLORS
     from dashboards.words import MEMORY_SOURCES
 
     if path is not None and path.suffix != ".html":
         raise UserError(f"--output {path}: of several studies there is a page alone (.html)")
-    if len(records) > len(MARKS):
-        raise UserError(f"--study: {len(records)} studies; at most {len(MARKS)} can be told apart")
+    if len(records) > len(COLORS):
+        raise UserError(
+            f"--study: {len(records)} studies; at most {len(COLORS)} can be told apart"
+        )
     first, *others = records
     for other in others:
         if _data(first) != _data(other):
