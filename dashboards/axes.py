@@ -45,6 +45,10 @@ class MemoryAxis:
         """Where so many bytes stand on the axis."""
         return memory / self.unit
 
+    def position(self, memory: float) -> float:
+        """The same for an annotation: alone in Plotly, these want the logarithm of their place."""
+        return math.log10(self.place(memory)) if self.log else self.place(memory)
+
     def places(self, trials: Sequence[TrialView]) -> list[float]:
         """Where the peaks of these trials stand, all of them known."""
         return [self.place(trial.memory) for trial in trials if trial.memory is not None]
@@ -83,6 +87,13 @@ def memory_axis(trials: Sequence[TrialView], budget: int) -> MemoryAxis:
         return wide
     near = _axis(unit, log, zero, least, most)
     return replace(near, budget="right" if budget > most else "left")
+
+
+def log_memory_axis(least: float, most: float, budget: int) -> MemoryAxis:
+    """A logarithmic axis from least to most bytes; the budget may lie beyond it, to the right."""
+    unit = _GIB if most >= _GIB else _MIB
+    axis = _axis(unit, True, False, least, max(most, 2 * least))
+    return axis if budget <= axis.high else replace(axis, budget="right")
 
 
 def _axis(unit: int, log: bool, zero: bool, least: float, most: float) -> MemoryAxis:

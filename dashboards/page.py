@@ -18,6 +18,7 @@ from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
 from dashboards.theme import MARKS
+from dashboards.value import value_figure
 from study.budget import format_bytes
 from study.progress import short
 
@@ -47,6 +48,16 @@ def render(view: StudyView) -> str:
         )
         if "time" in view.objectives
         else "",
+        value=_section(
+            figures,
+            "value",
+            "What a GiB buys",
+            "The best quality that was found within a memory limit and, below, what each doubling "
+            "of the limit added. The knee is the trial farthest above the straight line between "
+            "the ends of the front: up to it a doubling adds more than the average one, beyond it "
+            "less.",
+            "Best validation NDCG@10 within a memory limit, and what doubling the limit adds",
+        ),
         not_drawn=html.escape(words.not_drawn(view)),
         history=_place(
             figures,
@@ -70,6 +81,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["front"] = pareto_figure(view)
     if "time" in view.objectives and view.timed:
         figures["duration"] = duration_figure(view)
+    if "memory" in view.objectives and view.complete:
+        figures["value"] = value_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
     for index, name in enumerate(view.open):
@@ -88,6 +101,14 @@ def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: st
         f'<div class="figure" id="figure-{key}" role="img" aria-label="{html.escape(label)}" '
         f'style="height: {height}px"></div>'
     )
+
+
+def _section(figures: Mapping[str, go.Figure], key: str, title: str, note: str, label: str) -> str:
+    """A section of one figure; nothing where there is none."""
+    if key not in figures:
+        return ""
+    place = _place(figures, key, label, "")
+    return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n{place}\n</section>\n'
 
 
 def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:

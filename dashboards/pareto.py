@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
 from dashboards.duration import color_by_time
+from dashboards.limits import draw_limits
 from dashboards.queries import WORDS, StudyView, TrialView
-from study.budget import format_bytes
 from study.front import pareto_front
 
 _PANE, _ROW, _GAP = 360, 26, 22
@@ -52,7 +52,7 @@ def pareto_figure(view: StudyView) -> go.Figure:
         showlegend=bool(view.of("dominated")),
         legend={"y": 1 + 26 / plot},
     )
-    _draw_budget(figure, view, axis)
+    draw_limits(figure, view.budget, axis)
     if view.front:
         _draw_front(figure, view, axis)
     if timed:
@@ -155,29 +155,3 @@ def _numbers(front: Sequence[TrialView], axis: MemoryAxis) -> dict[str, Any]:
         ],
         "textposition": ["top left" if left else "top right" for left in lefts],
     }
-
-
-def _draw_budget(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
-    """A line at the budget, or a word at the edge beyond which it lies."""
-    text = f"budget {format_bytes(view.budget)}"
-    label = {"yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "font_size": 12}
-    if axis.budget == "right":
-        figure.add_annotation(text=f"{text} →", xref="paper", x=1, xanchor="right", **label)
-    elif axis.budget == "left":
-        figure.add_annotation(text=f"← {text}", xref="paper", x=0, xanchor="left", **label)
-    else:
-        budget = axis.place(view.budget)
-        # Alone in Plotly, annotations want the logarithm of their place.
-        place = math.log10(budget) if axis.log else budget
-        side = "right" if axis.share(view.budget) > 0.5 else "left"
-        figure.add_annotation(text=text, xref="x", x=place, xanchor=side, **label)
-        figure.add_shape(
-            type="line",
-            layer="below",
-            x0=budget,
-            x1=budget,
-            yref="paper",
-            y0=0,
-            y1=1,
-            line={"color": theme.NEUTRAL, "width": 1.5, "dash": "dash"},
-        )
