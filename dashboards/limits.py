@@ -7,17 +7,14 @@ import plotly.graph_objects as go
 from dashboards import theme
 from dashboards.axes import MemoryAxis
 from study.budget import format_bytes
-
-CARDS = tuple(gib << 30 for gib in (8, 16, 24, 40, 80))
-"""Bytes of common cards."""
+from study.estimate_table import CARDS
 
 _LABEL = 0.14
 """Share of the axis that the label of a card takes on a phone."""
 
 
-def draw_limits(figure: go.Figure, budget: int, axis: MemoryAxis) -> None:
-    """Draws the budget, and of the cards on the axis as many as can be told apart."""
-    _draw_cards(figure, budget, axis)
+def draw_budget(figure: go.Figure, budget: int, axis: MemoryAxis) -> None:
+    """A line at the budget, or a word at the edge beyond which it lies."""
     text = f"budget {format_bytes(budget)}"
     label = {"yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "font_size": 12}
     if axis.budget == "right":
@@ -30,10 +27,14 @@ def draw_limits(figure: go.Figure, budget: int, axis: MemoryAxis) -> None:
         _draw_line(figure, axis.place(budget), width=1.5, dash="dash")
 
 
-def _draw_cards(figure: go.Figure, budget: int, axis: MemoryAxis) -> None:
-    """Labels stand in the margin above the best quality, apart from that of the budget."""
+def draw_cards(figure: go.Figure, budget: int, axis: MemoryAxis) -> None:
+    """Lines at common cards, as many as can be told apart, but for one that is the budget.
+
+    Their labels stand within the plot, at the top: apart from the budget's, and above all trials.
+    """
     free = 0.0
-    for card in CARDS:
+    for size in CARDS:
+        card = size << 30
         if card <= axis.low or math.isclose(card, budget, rel_tol=0.05):
             continue
         share = axis.share(card)
@@ -42,7 +43,7 @@ def _draw_cards(figure: go.Figure, budget: int, axis: MemoryAxis) -> None:
         free = share + _LABEL
         _draw_line(figure, axis.place(card), width=1, dash="dot")
         figure.add_annotation(
-            text=f"{card >> 30} GiB",
+            text=f"{size} GiB",
             x=axis.position(card),
             xanchor="left",
             yref="paper",

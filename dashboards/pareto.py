@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
 from dashboards.duration import color_by_time
-from dashboards.limits import draw_limits
+from dashboards.limits import draw_budget, draw_cards
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.front import pareto_front
 
@@ -52,7 +52,8 @@ def pareto_figure(view: StudyView) -> go.Figure:
         showlegend=bool(view.of("dominated")),
         legend={"y": 1 + 26 / plot},
     )
-    draw_limits(figure, view.budget, axis)
+    draw_cards(figure, view.budget, axis)
+    draw_budget(figure, view.budget, axis)
     if view.front:
         _draw_front(figure, view, axis)
     if timed:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from dashboards import theme
 from dashboards.axes import log_memory_axis, value_range
-from dashboards.limits import draw_limits
+from dashboards.limits import draw_budget, draw_cards
 from dashboards.queries import StudyView, TrialView
 from study.budget import format_bytes
 from study.front import pareto_front
@@ -110,7 +110,8 @@ def value_figure(view: StudyView) -> go.Figure:
         ),
         margin={"t": 28},
     )
-    draw_limits(figure, view.budget, axis)
+    draw_cards(figure, view.budget, axis)
+    draw_budget(figure, view.budget, axis)
     x = axis.places(front)
     y = [trial.quality for trial in front]
     end = axis.place(max(most, min(view.budget, axis.high)))

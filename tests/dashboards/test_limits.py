@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from dashboards.axes import memory_axis
-from dashboards.limits import draw_limits
+from dashboards.limits import draw_budget, draw_cards
 from dashboards.queries import build_view
 from dashboards.theme import figure
 from study.records import StudyRecord, TrialRecord
@@ -37,7 +37,8 @@ def test_cards_on_the_axis_are_drawn_apart(
     view = build_view(make_study(*trials, memory_budget=budget * GIB), "x")
     drawn = figure(300)
     axis = memory_axis(view.measured, view.budget)
-    draw_limits(drawn, view.budget, axis)
+    draw_cards(drawn, view.budget, axis)
+    draw_budget(drawn, view.budget, axis)
     *labels, last = drawn.layout.annotations
     assert [label.text for label in labels] == cards
     assert last.text.strip(" →") == f"budget {budget}.00 GiB"
