@@ -96,6 +96,12 @@ def log_memory_axis(least: float, most: float, budget: int) -> MemoryAxis:
     return axis if budget <= axis.high else replace(axis, budget="right")
 
 
+def linear_memory_axis(most: float, budget: int) -> MemoryAxis:
+    """An axis from 0 to most bytes and a margin; the budget may lie beyond it, to the right."""
+    axis = _axis(_GIB if most >= _GIB else _MIB, False, True, 0.0, 1.1 * most)
+    return axis if budget <= axis.high else replace(axis, budget="right")
+
+
 def _axis(unit: int, log: bool, zero: bool, least: float, most: float) -> MemoryAxis:
     """An axis with a margin around the data."""
     if log:

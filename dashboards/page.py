@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from dashboards import words
+from dashboards.anatomy import anatomy_figure, dissected
 from dashboards.duration import duration_figure
 from dashboards.history import history_figure
 from dashboards.notes import notes
@@ -58,6 +59,12 @@ def render(view: StudyView) -> str:
             "less.",
             "Best validation NDCG@10 within a memory limit, and what doubling the limit adds",
         ),
+        anatomy=_place(
+            figures,
+            "anatomy",
+            "Parts of the predicted peak memory of the best trials, beside the measured peak",
+            words.no_anatomy(view),
+        ),
         not_drawn=html.escape(words.not_drawn(view)),
         history=_place(
             figures,
@@ -83,6 +90,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["duration"] = duration_figure(view)
     if "memory" in view.objectives and view.complete:
         figures["value"] = value_figure(view)
+    if dissected(view):
+        figures["anatomy"] = anatomy_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
     for index, name in enumerate(view.open):

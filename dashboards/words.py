@@ -86,3 +86,10 @@ def not_drawn(view: StudyView) -> str:
     counts = Counter(trial.group for trial in view.trials if trial.memory is None)
     listed = ", ".join(f"{counts[group]} {word}" for group, word in WORDS.items() if counts[group])
     return f"Not drawn, as their memory is not known: {listed}." if counts else ""
+
+
+def no_anatomy(view: StudyView) -> str:
+    """Why there are no parts of the memory of the best trials."""
+    if view.memory_source == "cuda":
+        return "None of the best trials has a predicted peak."
+    return "Peaks are predicted on a GPU only: there are no parts to show."
