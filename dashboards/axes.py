@@ -63,7 +63,7 @@ class MemoryAxis:
         ends = self.place(self.low), self.place(self.high)
         if not self.log:
             return {"title": {"text": f"Peak memory, {self.unit_name}"}, "range": ends}
-        ticks = _powers_of_two(self.low, self.high)
+        ticks = powers_of_two(self.low, self.high)
         return {
             "title": {"text": "Peak memory"},
             "type": "log",
@@ -128,7 +128,7 @@ def number_axis(values: Sequence[float]) -> dict[str, Any]:
     if len(distinct) <= 5:
         ticks: list[float] = list(distinct)
     elif log and all(isinstance(value, int) for value in distinct):
-        ticks = list(_powers_of_two(distinct[0], distinct[-1]))
+        ticks = list(powers_of_two(distinct[0], distinct[-1]))
     elif log:
         ticks = _decades(distinct[0], distinct[-1])
     else:
@@ -149,7 +149,8 @@ def time_axis(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _powers_of_two(low: float, high: float) -> list[int]:
+def powers_of_two(low: float, high: float) -> list[int]:
+    """Powers of two from low to high; of many as many as an axis has room for."""
     exponents = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     return [2**exponent for exponent in exponents[:: math.ceil(len(exponents) / 7) or 1]]
 

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboards import words
 from dashboards.anatomy import anatomy_figure, dissected
+from dashboards.balance import balance_figure, slices
 from dashboards.duration import duration_figure
 from dashboards.history import history_figure
 from dashboards.notes import notes
@@ -59,6 +60,7 @@ def render(view: StudyView) -> str:
             "less.",
             "Best validation NDCG@10 within a memory limit, and what doubling the limit adds",
         ),
+        balance=_balance(view, figures),
         anatomy=_place(
             figures,
             "anatomy",
@@ -90,6 +92,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["duration"] = duration_figure(view)
     if "memory" in view.objectives and view.complete:
         figures["value"] = value_figure(view)
+    for index, part in enumerate(slices(view)):
+        figures[f"balance-{index}"] = balance_figure(view, part)
     if dissected(view):
         figures["anatomy"] = anatomy_figure(view)
     if view.complete:
@@ -118,6 +122,24 @@ def _section(figures: Mapping[str, go.Figure], key: str, title: str, note: str, 
         return ""
     place = _place(figures, key, label, "")
     return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n{place}\n</section>\n'
+
+
+def _balance(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
+    parts = slices(view)
+    if not parts:
+        return ""
+    places = "".join(
+        _place(
+            figures, f"balance-{index}", f"Quality by negatives and batch size {part.title}", ""
+        )
+        for index, part in enumerate(parts)
+    )
+    columns = 2 if len(parts) in (2, 4) else len(parts)
+    return (
+        f'<section>\n<h2>Balance of negatives and batch size</h2>\n<p class="note">'
+        f"{words.balance(parts)}</p>\n"
+        f'<div class="small" style="--columns: {columns}">{places}</div>\n</section>\n'
+    )
 
 
 def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:

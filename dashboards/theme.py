@@ -35,6 +35,8 @@ MARKS: dict[Group, Mark] = {
     "waiting": Mark("#8a8f98", "circle-open", 6),
 }
 NEUTRAL = "#8a94a0"
+SHADES = ["#cfe5f7", "#0b3f73"]
+"""Of a low value and of a high one; a mark's rim is seen on any page."""
 LOSS_COLORS = {
     "cce-": "#3567d7",
     "cce": "#cd8215",
@@ -115,6 +117,31 @@ def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> g
         line={"shape": "hv", "width": 2, "color": color},
         **({"mode": "lines", "hoverinfo": "skip", "showlegend": False} | properties),
     )
+
+
+def color_scale(texts: Sequence[str], ends: Sequence[float], y: float) -> dict[str, Any]:
+    """A scale of colours in the style of the page.
+
+    Args:
+        texts: Its low and its high end for people.
+        ends: Their values.
+        y: Where it stands, as a share of the plot's height.
+    """
+    return {
+        "orientation": "h",
+        "thickness": 8,
+        "lenmode": "pixels",
+        "len": 160,
+        "x": 0,
+        "xanchor": "left",
+        "xpad": 0,
+        "y": y,
+        "yanchor": "bottom",
+        "ypad": 0,
+        "outlinewidth": 0,
+        "tickvals": list(ends) if ends[0] < ends[1] else [ends[0]],
+        "ticktext": list(texts),
+    }
 
 
 def full_hover(trial: TrialView) -> str:

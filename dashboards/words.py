@@ -1,7 +1,9 @@
 """What a study has found, in sentences; plain text, nothing is escaped."""
 
 from collections import Counter
+from collections.abc import Sequence
 
+from dashboards.balance import Slice, memory_fit
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.budget import format_bytes
 
@@ -93,3 +95,19 @@ def no_anatomy(view: StudyView) -> str:
     if view.memory_source == "cuda":
         return "None of the best trials has a predicted peak."
     return "Peaks are predicted on a GPU only: there are no parts to show."
+
+
+def balance(parts: Sequence[Slice]) -> str:
+    """How to read the figures of the balance, and how their lines were got."""
+    text = (
+        "The darker a trial, the better it is; the large ones with a number are the best of their "
+        "band of memory, between two powers of two; the small grey ones have no quality."
+    )
+    if any(memory_fit(part) for part in parts):
+        text += (
+            " Along a dotted line the peak memory is the same: it is a fit to the trials shown, "
+            "linear in batch size, negatives and their product."
+        )
+    if any(part.full for part in parts):
+        text += " The full softmax, which has no negatives, stands on the right."
+    return text
