@@ -73,12 +73,19 @@ class MemoryAxis:
         }
 
 
-def memory_axis(trials: Sequence[TrialView], budget: int) -> MemoryAxis:
-    """The axis for the peaks of these trials; it reaches to the budget if they keep their room."""
+def memory_axis(trials: Sequence[TrialView], budget: int, log: bool | None = None) -> MemoryAxis:
+    """The axis for the peaks of these trials; it reaches to the budget if they keep their room.
+
+    Args:
+        trials: The trials.
+        budget: The study's budget in bytes.
+        log: Whether it is logarithmic (default: if the peaks span more than a factor 20).
+    """
     memories = [trial.memory for trial in trials if trial.memory is not None]
     least, most = (min(memories), max(memories)) if memories else (0, budget)
     unit = _GIB if most >= _GIB else _MIB
-    log = 0 < least * _MEMORY_LOG_SPAN < most
+    if log is None:
+        log = 0 < least * _MEMORY_LOG_SPAN < most
     # From 0 memory is compared best, unless all of the data is far from it.
     zero = least == most or least < 2 / 3 * most
     wide = _axis(unit, log, zero, min(least, budget), max(most, budget))
@@ -105,7 +112,7 @@ def linear_memory_axis(most: float, budget: int) -> MemoryAxis:
 def _axis(unit: int, log: bool, zero: bool, least: float, most: float) -> MemoryAxis:
     """An axis with a margin around the data."""
     if log:
-        margin = (most / least) ** 0.1
+        margin = max(most / least, 1.5) ** 0.1
         return MemoryAxis(unit, log, least / margin, most * margin, "inside")
     low = 0.0 if zero else least - 0.1 * (most - least)
     return MemoryAxis(unit, log, low, most + 0.08 * (most - low), "inside")

@@ -6,6 +6,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -36,6 +37,7 @@ def render(view: StudyView) -> str:
         name=html.escape(view.name),
         summary=html.escape(words.summary(view)),
         facts=_facts(view),
+        switch=_switch(figures),
         front=_place(
             figures,
             "front",
@@ -78,6 +80,7 @@ def render(view: StudyView) -> str:
         table=_front_table(view),
         figures=f"{{{figures_json}}}",
         runs=json.dumps(runs).replace("<", r"\u003c"),
+        switches=json.dumps(_switches(view, figures)).replace("<", r"\u003c"),
         plotly=get_plotlyjs(),
         **notes(view.objectives[1:]),
     )
@@ -114,6 +117,39 @@ def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: st
         f'<div class="figure" id="figure-{key}" role="img" aria-label="{html.escape(label)}" '
         f'style="height: {height}px"></div>'
     )
+
+
+def _is_log(figure: go.Figure) -> bool:
+    return bool(figure.layout.xaxis.type == "log")
+
+
+def _switch(figures: Mapping[str, go.Figure]) -> str:
+    """A button that changes the scale of the front's axis of memory."""
+    if "front" not in figures:
+        return ""
+    pressed = str(_is_log(figures["front"])).lower()
+    return (
+        f'<p class="switches"><button type="button" aria-pressed="{pressed}" data-figure="front">'
+        "Logarithmic memory</button></p>"
+    )
+
+
+def _switches(view: StudyView, figures: Mapping[str, go.Figure]) -> dict[str, Any]:
+    """What of a figure is another where the scale of its axis of memory is."""
+    if "front" not in figures:
+        return {}
+    other = pareto_figure(view, log=not _is_log(figures["front"]))
+    layout = other.layout.to_plotly_json()
+    return {
+        "front": {
+            "layout": {part: layout.get(part, []) for part in ("xaxis", "annotations", "shapes")},
+            "labels": [
+                {"text": trace.text, "textposition": trace.textposition}
+                for trace in other.data
+                if trace.mode == "markers+text"
+            ],
+        }
+    }
 
 
 def _section(figures: Mapping[str, go.Figure], key: str, title: str, note: str, label: str) -> str:

@@ -85,9 +85,19 @@ def points(
     trials: Sequence[TrialView],
     x: Sequence[Any],
     y: Sequence[Any],
+    colors: Sequence[str] | None = None,
     **properties: Any,
 ) -> go.Scatter:
-    """The trials of one group at the given places, each with its number as custom data."""
+    """The trials of one group at the given places, each with its number as custom data.
+
+    Args:
+        group: Their group, which has a shape and a colour.
+        trials: The trials.
+        x: Their places.
+        y: Their places.
+        colors: Of each, where the colour says something else.
+        properties: Of the trace.
+    """
     mark = MARKS[group]
     symbol: str | list[str] = mark.symbol
     if any(trial.at_least for trial in trials):
@@ -99,7 +109,7 @@ def points(
         name=WORDS[group],
         customdata=[trial.number for trial in trials],
         marker={
-            "color": mark.color,
+            "color": mark.color if colors is None else colors,
             "size": mark.size,
             "symbol": symbol,
             "opacity": 0.9,

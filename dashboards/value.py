@@ -1,6 +1,7 @@
 """What a GiB buys: the best quality within a memory limit, and what doubling the limit adds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -37,7 +38,11 @@ class Doubling:
 
 def best_within(view: StudyView, memory: float) -> TrialView | None:
     """The best complete trial within a memory limit in bytes; of equals that of least memory."""
-    within = [trial for trial in memory_front(view) if (trial.memory or 0) <= memory]
+    return _last_within(memory_front(view), memory)
+
+
+def _last_within(front: Sequence[TrialView], memory: float) -> TrialView | None:
+    within = [trial for trial in front if (trial.memory or 0) <= memory]
     return within[-1] if within else None
 
 
@@ -62,7 +67,7 @@ def doublings(view: StudyView) -> list[Doubling]:
         high /= 2
     found = []
     while high / 2 >= least:
-        before, after = best_within(view, high / 2), best_within(view, high)
+        before, after = _last_within(front, high / 2), _last_within(front, high)
         assert before is not None
         assert after is not None
         found.append(Doubling(high / 2, high, before.quality or 0.0, after.quality or 0.0))

@@ -103,6 +103,25 @@ def test_dark_mode_changes_page_and_figures(browser: Browser, report: Path) -> N
     page.close()
 
 
+def test_button_changes_the_scale_of_memory(browser: Browser, report: Path) -> None:
+    page, seen = show(browser, report, 390)
+    button = page.get_by_role("button", name="Logarithmic memory")
+    ticks = "[...document.querySelectorAll('#figure-front .xtick text')].map(t => t.textContent)"
+    color = "getComputedStyle(document.querySelector('#figure-front .xtick text')).fill"
+    before = page.evaluate(ticks), page.evaluate(color)
+    assert button.get_attribute("aria-pressed") == "false"
+    button.press("Enter")
+    wait_until(page, f"({ticks}).includes('1 GiB')")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert page.evaluate(color) == before[1], "the page's colours stay"
+    button.press("Enter")
+    wait_until(page, f"!({ticks}).includes('1 GiB')")
+    assert (page.evaluate(ticks), page.evaluate(color)) == before
+    assert page.locator("#figure-front .points path").count() == 7
+    assert seen == []
+    page.close()
+
+
 def test_click_opens_the_run(browser: Browser, report: Path) -> None:
     page, _ = show(browser, report, 1280)
     page.evaluate("window.open = (url) => { window.opened = url; }")
