@@ -23,6 +23,7 @@ def frame(
     hovers: Mapping[int, str] | None = None,
     runs: Mapping[int, str] | None = None,
     csv: str = "",
+    switches: Mapping[str, Any] | None = None,
 ) -> str:
     """A page that needs no other file and no network.
 
@@ -32,6 +33,7 @@ def frame(
         figures: By the name of their place.
         hovers: What the page says of a trial, by its number, where a figure shows it.
         runs: Addresses of the trials' runs, which a click opens.
+        switches: What of a figure its button for the scale of memory changes, by its name.
         csv: What a button of the body with the id save-csv saves.
     """
     template = string.Template(Path(__file__).with_name("frame.html").read_text("utf-8"))
@@ -43,6 +45,7 @@ def frame(
         hovers=_script_text(hovers),
         runs=_script_text(runs or {}),
         csv=_script_text(csv),
+        switches=_script_text(switches or {}),
         file=_script_text(re.sub(r"[^\w.-]+", "-", title)),
         plotly=get_plotlyjs(),
     )

@@ -55,7 +55,7 @@ def notes(costs: Costs) -> dict[str, str]:
         "front_note": f"A circle is a trial that trained to its end, and {_LINES[costs]}; trials "
         "without a quality stand in the strip below, at the memory that they took, were predicted "
         "to take or, as a triangle, took at least. A bar is a standard deviation of several "
-        "trainings to each side.",
+        "trainings to each side; a band lies between what the worst and the best of them reach.",
         "history_note": f"{history} the search has stopped finding anything better.",
         "parameters_note": "A parameter matters where its points rise or fall from left to right, "
         f"and {blue}.",

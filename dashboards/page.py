@@ -5,10 +5,13 @@ import string
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
 from dashboards import words
+from dashboards.anatomy import anatomy_figure, dissected
+from dashboards.balance import balance_figure, slices
 from dashboards.duration import duration_figure
 from dashboards.export import as_csv
 from dashboards.frame import answers, frame, place
@@ -18,6 +21,7 @@ from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
 from dashboards.theme import MARKS, full_hover
+from dashboards.value import value_figure
 from study.budget import format_bytes
 from study.progress import short
 
@@ -31,6 +35,7 @@ def render(view: StudyView) -> str:
         summary=html.escape(words.summary(view)),
         answers=answers(view, 2),
         facts=_facts(view),
+        switch=_switch(figures),
         front=place(
             figures,
             "front",
@@ -45,6 +50,23 @@ def render(view: StudyView) -> str:
         )
         if "time" in view.objectives
         else "",
+        value=_section(
+            figures,
+            "value",
+            "What a GiB buys",
+            "The best quality that was found within a memory limit and, below, what each doubling "
+            "of the limit added. The knee is the trial farthest above the straight line between "
+            "the ends of the front: up to it a doubling adds more than the average one, beyond it "
+            "less.",
+            "Best validation NDCG@10 within a memory limit, and what doubling the limit adds",
+        ),
+        balance=_balance(view, figures),
+        anatomy=place(
+            figures,
+            "anatomy",
+            "Parts of the predicted peak memory of the best trials, beside the measured peak",
+            words.no_anatomy(view),
+        ),
         not_drawn=html.escape(words.not_drawn(view)),
         history=place(
             figures,
@@ -63,6 +85,7 @@ def render(view: StudyView) -> str:
         hovers={trial.number: full_hover(trial) for trial in view.trials},
         runs={trial.number: trial.run_url for trial in view.trials if trial.run_url is not None},
         csv=as_csv(view),
+        switches=_switches(view, figures),
     )
 
 
@@ -73,12 +96,75 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["front"] = pareto_figure(view)
     if "time" in view.objectives and view.timed:
         figures["duration"] = duration_figure(view)
+    if "memory" in view.objectives and view.complete:
+        figures["value"] = value_figure(view)
+    for index, part in enumerate(slices(view)):
+        figures[f"balance-{index}"] = balance_figure(view, part)
+    if dissected(view):
+        figures["anatomy"] = anatomy_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
     for index, name in enumerate(view.open):
         if any(name in trial.params for trial in view.measured):
             figures[f"parameter-{index}"] = parameter_figure(view, name)
     return figures
+
+
+def _is_log(figure: go.Figure) -> bool:
+    return bool(figure.layout.xaxis.type == "log")
+
+
+def _switch(figures: Mapping[str, go.Figure]) -> str:
+    """A button that changes the scale of the front's axis of memory."""
+    if "front" not in figures:
+        return ""
+    pressed = str(_is_log(figures["front"])).lower()
+    return (
+        f'<p class="switches"><button type="button" aria-pressed="{pressed}" data-figure="front">'
+        "Logarithmic memory</button></p>"
+    )
+
+
+def _switches(view: StudyView, figures: Mapping[str, go.Figure]) -> dict[str, Any]:
+    """What of a figure is another where the scale of its axis of memory is."""
+    if "front" not in figures:
+        return {}
+    other = pareto_figure(view, log=not _is_log(figures["front"]))
+    layout = other.layout.to_plotly_json()
+    return {
+        "front": {
+            "layout": {part: layout.get(part, []) for part in ("xaxis", "annotations", "shapes")},
+            "labels": [
+                {"text": trace.text, "textposition": trace.textposition}
+                for trace in other.data
+                if trace.mode == "markers+text"
+            ],
+        }
+    }
+
+
+def _section(figures: Mapping[str, go.Figure], key: str, title: str, note: str, label: str) -> str:
+    """A section of one figure; nothing where there is none."""
+    if key not in figures:
+        return ""
+    drawn = place(figures, key, label, "")
+    return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n{drawn}\n</section>\n'
+
+
+def _balance(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
+    parts = slices(view)
+    if not parts:
+        return ""
+    places = "".join(
+        place(figures, f"balance-{index}", f"Quality by negatives and batch size {part.title}", "")
+        for index, part in enumerate(parts)
+    )
+    columns = 2 if len(parts) in (2, 4) else len(parts)
+    return (
+        f'<section>\n<h2>Balance of negatives and batch size</h2>\n<p class="note">'
+        f"{words.balance(parts)}</p>\n"
+        f'<div class="small" style="--columns: {columns}">{places}</div>\n</section>\n'
+    )
 
 
 def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:

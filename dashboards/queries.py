@@ -61,6 +61,7 @@ class TrialView:
         run_url: Where the run can be seen; None unless the tracking store is a server.
         config: Every setting, those fixed included; empty while running.
         memory_parts: Bytes of each part of the predicted peak; empty where none was predicted.
+        qualities: The quality of each of several trainings; empty of a single one.
         curve: Validation NDCG@10 of each epoch, from 1; empty unless read with curves.
         started: When it began.
         finished: When it ended.
@@ -83,6 +84,7 @@ class TrialView:
     run_url: str | None
     config: Mapping[str, Any] = field(default_factory=dict)
     memory_parts: Mapping[str, int] = field(default_factory=dict)
+    qualities: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
     started: datetime | None = None
     finished: datetime | None = None
@@ -284,6 +286,7 @@ def _trial(trial: TrialRecord, tomls: Mapping[int, str], chosen: Group, store: s
         run_url=_run_url(store, trial.mlflow_run),
         config=trial.config,
         memory_parts=trial.memory_parts,
+        qualities=trial.qualities,
         curve=trial.curve,
         started=trial.started,
         finished=trial.finished,

@@ -27,7 +27,7 @@ MARKS: dict[Group, Mark] = {
     "front": Mark("#1f7ac4", "circle", 10),
     "best": Mark("#1f7ac4", "circle", 10),
     "dominated": Mark("#7f8ea0", "circle-open", 8),
-    "infeasible": Mark("#d98200", "diamond", 8),
+    "infeasible": Mark("#d37e00", "diamond", 8),
     "diverged": Mark("#cf4a2c", "x", 8),
     "pruned": Mark("#b0679f", "line-ns-open", 12),
     "failed": Mark("#8a8f98", "cross-thin-open", 9),
@@ -35,6 +35,18 @@ MARKS: dict[Group, Mark] = {
     "waiting": Mark("#8a8f98", "circle-open", 6),
 }
 NEUTRAL = "#8a94a0"
+SHADES = ["#cfe5f7", "#0b3f73"]
+"""Of a low value and of a high one; a mark's rim is seen on any page."""
+LOSS_COLORS = {
+    "cce-": "#3567d7",
+    "cce": "#cd8215",
+    "bce": "#15a3a0",
+    "bce+": "#ce395b",
+    "gbce": "#934d98",
+    "sce": "#9e81e5",
+    "rece": "#536c09",
+}
+"""Found by search: as far apart as can be for every kind of colour vision, on light and dark."""
 
 
 def figure(height: int) -> go.Figure:
@@ -81,22 +93,33 @@ def points(
     trials: Sequence[TrialView],
     x: Sequence[Any],
     y: Sequence[Any],
+    colors: Sequence[str] | None = None,
     **properties: Any,
 ) -> go.Scatter:
-    """The trials of one group at the given places, each with its number as custom data."""
+    """The trials of one group at the given places, each with its number as custom data.
+
+    Args:
+        group: Their group, which has a shape and a colour.
+        trials: The trials.
+        x: Their places.
+        y: Their places.
+        colors: Of each, where the colour says something else.
+        properties: Of the trace.
+    """
     mark = MARKS[group]
-    # A bound from below points to where the true peak is.
-    symbols = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
-    alike = len(set(symbols)) == 1
+    symbol: str | list[str] = mark.symbol
+    if any(trial.at_least for trial in trials):
+        # A bound from below points to where the true peak is.
+        symbol = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
     return go.Scatter(
         x=x,
         y=y,
         name=WORDS[group],
         customdata=[trial.number for trial in trials],
         marker={
-            "color": mark.color,
+            "color": mark.color if colors is None else colors,
             "size": mark.size,
-            "symbol": symbols[0] if alike else symbols,
+            "symbol": symbol,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },
@@ -112,6 +135,31 @@ def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> g
         line={"shape": "hv", "width": 2, "color": color},
         **({"mode": "lines", "hoverinfo": "skip", "showlegend": False} | properties),
     )
+
+
+def color_scale(texts: Sequence[str], ends: Sequence[float], y: float) -> dict[str, Any]:
+    """A scale of colours in the style of the page.
+
+    Args:
+        texts: Its low and its high end for people.
+        ends: Their values.
+        y: Where it stands, as a share of the plot's height.
+    """
+    return {
+        "orientation": "h",
+        "thickness": 8,
+        "lenmode": "pixels",
+        "len": 160,
+        "x": 0,
+        "xanchor": "left",
+        "xpad": 0,
+        "y": y,
+        "yanchor": "bottom",
+        "ypad": 0,
+        "outlinewidth": 0,
+        "tickvals": list(ends) if ends[0] < ends[1] else [ends[0]],
+        "ticktext": list(texts),
+    }
 
 
 def full_hover(trial: TrialView) -> str:

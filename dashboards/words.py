@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dashboards.advice import next_steps
+from dashboards.balance import Slice, memory_fit
 from dashboards.compare import best_within
 from dashboards.queries import WORDS, StudyView, TrialView
 from study.budget import format_bytes
@@ -220,3 +221,26 @@ def not_drawn(view: StudyView) -> str:
     counts = Counter(trial.group for trial in view.trials if trial.memory is None)
     listed = ", ".join(f"{counts[group]} {word}" for group, word in WORDS.items() if counts[group])
     return f"Not drawn, as their memory is not known: {listed}." if counts else ""
+
+
+def no_anatomy(view: StudyView) -> str:
+    """Why there are no parts of the memory of the best trials."""
+    if view.memory_source == "cuda":
+        return "None of the best trials has a predicted peak."
+    return "Peaks are predicted on a GPU only: there are no parts to show."
+
+
+def balance(parts: Sequence[Slice]) -> str:
+    """How to read the figures of the balance, and how their lines were got."""
+    text = (
+        "The darker a trial, the better it is; the large ones with a number are the best of their "
+        "band of memory, between two powers of two; the small grey ones have no quality."
+    )
+    if any(memory_fit(part) for part in parts):
+        text += (
+            " Along a dotted line the peak memory is the same: it is a fit to the trials shown, "
+            "linear in batch size, negatives and their product."
+        )
+    if any(part.full for part in parts):
+        text += " The full softmax, which has no negatives, stands on the right."
+    return text

@@ -52,6 +52,7 @@ class TrialRecord:
         repeat_of: The trial whose configuration this one trains again, with another seed.
         trainings: How many trainings its figures are of; see `StudyRecord.configurations`.
         spread: Standard deviation of their quality; None of a single one.
+        qualities: The quality of each of several trainings; empty of a single one.
         worker: The process that it ran in: host, process id and when that began.
         memory_parts: Bytes of each part of the predicted peak; empty where none was predicted.
         curve: Validation NDCG@10 of each epoch, from 1; empty unless asked for.
@@ -78,6 +79,7 @@ class TrialRecord:
     repeat_of: int | None = None
     trainings: int = 1
     spread: float | None = None
+    qualities: tuple[float, ...] = ()
     worker: str = ""
     memory_parts: Mapping[str, int] = field(default_factory=dict)
     curve: tuple[float, ...] = ()
@@ -226,6 +228,7 @@ def _combined(trainings: Sequence[TrialRecord]) -> TrialRecord:
         first,
         quality=statistics.fmean(qualities),
         spread=statistics.stdev(qualities),
+        qualities=tuple(qualities),
         trainings=len(trainings),
         peak_memory=peak_memory,
         seconds=statistics.fmean(trial.seconds or 0 for trial in trainings),

@@ -72,7 +72,7 @@ def report(tmp_path: Path, mixed: StudyRecord) -> Path:
 def test_report_is_drawn_and_fits(browser: Browser, report: Path, width: int) -> None:
     page, seen = show(browser, report, width)
     assert seen == []
-    assert page.locator(".figure").count() == 4
+    assert page.locator(".figure").count() == 5
     assert page.locator("#figure-front .points path").count() == 7
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for right in page.evaluate(
@@ -113,6 +113,25 @@ def test_a_point_says_all_that_is_known_of_its_trial(browser: Browser, report: P
     assert text is not None
     assert text.startswith("Trial 1, on the frontNDCG@10, validation 0.1200")
     assert "batch_size 16" in text
+    page.close()
+
+
+def test_button_changes_the_scale_of_memory(browser: Browser, report: Path) -> None:
+    page, seen = show(browser, report, 390)
+    button = page.get_by_role("button", name="Logarithmic memory")
+    ticks = "[...document.querySelectorAll('#figure-front .xtick text')].map(t => t.textContent)"
+    color = "getComputedStyle(document.querySelector('#figure-front .xtick text')).fill"
+    before = page.evaluate(ticks), page.evaluate(color)
+    assert button.get_attribute("aria-pressed") == "false"
+    button.press("Enter")
+    wait_until(page, f"({ticks}).includes('1 GiB')")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert page.evaluate(color) == before[1], "the page's colours stay"
+    button.press("Enter")
+    wait_until(page, f"!({ticks}).includes('1 GiB')")
+    assert (page.evaluate(ticks), page.evaluate(color)) == before
+    assert page.locator("#figure-front .points path").count() == 7
+    assert seen == []
     page.close()
 
 
@@ -194,7 +213,7 @@ def test_empty_study_is_words(browser: Browser, tmp_path: Path, mixed: StudyReco
     page, seen = show(browser, write_report(record, tmp_path / "report.html", "x"), 390)
     assert seen == []
     assert page.locator(".figure").count() == 0
-    assert page.locator(".none").count() == 5
+    assert page.locator(".none").count() == 6
     page.close()
 
 
