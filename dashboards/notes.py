@@ -57,6 +57,10 @@ def notes(costs: Costs) -> dict[str, str]:
         "to take or, as a triangle, took at least. A bar is a standard deviation of several "
         "trainings to each side.",
         "history_note": f"{history} the search has stopped finding anything better.",
+        "importance_note": "How far the values of a setting among the best quarter of the trials "
+        "that trained to their end are from those among all of them, less what chance alone would "
+        "give (PED-ANOVA), in percent of all settings together: for the best quality, and for the "
+        "least memory. A setting that only some trials have is judged among these.",
         "parameters_note": "A parameter matters where its points rise or fall from left to right, "
         f"and {blue}.",
         "table_title": "The trials of the front" if costs else "The best trial",

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from dashboards import words
 from dashboards.duration import duration_figure
 from dashboards.history import history_figure
+from dashboards.importance import importance_figure, importances, why_none
 from dashboards.notes import notes
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
@@ -54,6 +55,12 @@ def render(view: StudyView) -> str:
             "The best quality found so far, over the trials",
             "No trial has trained to its end within the budget, so none has a quality.",
         ),
+        importance=_place(
+            figures,
+            "importance",
+            "Importance of the open settings: " + _importances(view),
+            why_none(view),
+        ),
         parameters=_parameters(view, figures),
         table=_front_table(view),
         figures=f"{{{figures_json}}}",
@@ -72,6 +79,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["duration"] = duration_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
+    if importances(view, "quality") or importances(view, "memory"):
+        figures["importance"] = importance_figure(view)
     for index, name in enumerate(view.open):
         if any(name in trial.params for trial in view.measured):
             figures[f"parameter-{index}"] = parameter_figure(view, name)
@@ -87,6 +96,18 @@ def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: st
     return (
         f'<div class="figure" id="figure-{key}" role="img" aria-label="{html.escape(label)}" '
         f'style="height: {height}px"></div>'
+    )
+
+
+def _importances(view: StudyView) -> str:
+    """The importances as text, for those who do not see the bars."""
+    return "; ".join(
+        f"for {of} " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        for of, shares in (
+            ("quality", importances(view, "quality")),
+            ("peak memory", importances(view, "memory")),
+        )
+        if shares
     )
 
 
