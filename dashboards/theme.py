@@ -27,7 +27,7 @@ MARKS: dict[Group, Mark] = {
     "front": Mark("#1f7ac4", "circle", 10),
     "best": Mark("#1f7ac4", "circle", 10),
     "dominated": Mark("#7f8ea0", "circle-open", 8),
-    "infeasible": Mark("#d98200", "diamond", 8),
+    "infeasible": Mark("#d37e00", "diamond", 8),
     "diverged": Mark("#cf4a2c", "x", 8),
     "pruned": Mark("#b0679f", "line-ns-open", 12),
     "failed": Mark("#8a8f98", "cross-thin-open", 9),
@@ -35,6 +35,16 @@ MARKS: dict[Group, Mark] = {
     "waiting": Mark("#8a8f98", "circle-open", 6),
 }
 NEUTRAL = "#8a94a0"
+LOSS_COLORS = {
+    "cce-": "#3567d7",
+    "cce": "#cd8215",
+    "bce": "#15a3a0",
+    "bce+": "#ce395b",
+    "gbce": "#934d98",
+    "sce": "#9e81e5",
+    "rece": "#536c09",
+}
+"""Found by search: as far apart as can be for every kind of colour vision, on light and dark."""
 
 
 def figure(height: int) -> go.Figure:
