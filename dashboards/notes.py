@@ -49,6 +49,7 @@ def notes(costs: Costs) -> dict[str, str]:
         if costs
         else "the blue one is the best trial"
     )
+    which = "the trials on the front, with their numbers" if costs else "the best trial"
     return {
         "kicker": _KICKERS[costs],
         "front_title": "Pareto front" if costs else "Quality and memory",
@@ -63,6 +64,8 @@ def notes(costs: Costs) -> dict[str, str]:
         "least memory. A setting that only some trials have is judged among these.",
         "parameters_note": "A parameter matters where its points rise or fall from left to right, "
         f"and {blue}.",
+        "curves_note": f"The quality after each epoch: of {which}, coloured by loss where there "
+        "are several, and of up to 100 others in grey. A mark stands where a trial ended early.",
         "table_title": "The trials of the front" if costs else "The best trial",
         "table_note": _ROWS[costs],
     }

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from dashboards import words
+from dashboards.curves import curves_figure
 from dashboards.duration import duration_figure
 from dashboards.history import history_figure
 from dashboards.importance import importance_figure, importances, why_none
@@ -62,6 +63,12 @@ def render(view: StudyView) -> str:
             why_none(view),
         ),
         parameters=_parameters(view, figures),
+        curves=_place(
+            figures,
+            "curves",
+            "Validation NDCG@10 of trials after each of their epochs",
+            "No trial has reported an epoch yet.",
+        ),
         table=_front_table(view),
         figures=f"{{{figures_json}}}",
         runs=json.dumps(runs).replace("<", r"\u003c"),
@@ -84,6 +91,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
     for index, name in enumerate(view.open):
         if any(name in trial.params for trial in view.measured):
             figures[f"parameter-{index}"] = parameter_figure(view, name)
+    if any(trial.curve for trial in view.trials):
+        figures["curves"] = curves_figure(view)
     return figures
 
 
