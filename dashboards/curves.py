@@ -3,7 +3,6 @@
 import html
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
@@ -14,9 +13,6 @@ from dashboards.queries import WORDS, StudyView, TrialView
 _HEIGHT, _TOP, _BOTTOM = 440, 52, 52
 _MOST = 100
 """Curves that are drawn of the chosen trials, and of the others."""
-
-_LABEL = 14
-"""Pixels between two labels, one above the other."""
 
 
 def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.Figure:
@@ -32,7 +28,9 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
     others = _thinned([trial for trial in curves if trial.number not in chosen])
     picked = _thinned([trial for trial in curves if trial.number in chosen])
     last = max((len(trial.curve) for trial in others + picked), default=1)
-    values = [value for trial in others + picked for value in trial.curve if math.isfinite(value)]
+    ends = value_range(
+        [value for trial in others + picked for value in trial.curve if math.isfinite(value)]
+    )
     figure = theme.figure(_HEIGHT)
     figure.update_layout(
         margin={"t": _TOP, "b": _BOTTOM, "r": 24},
@@ -43,9 +41,7 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
             range=[1 - 0.03 * last, 1.03 * last],
             dtick=1 if last <= 10 else None,
         ),
-        yaxis=theme.axis(
-            title={"text": "Validation NDCG@10"}, range=value_range(values), nticks=6
-        ),
+        yaxis=theme.axis(title={"text": "Validation NDCG@10"}, range=ends, nticks=6),
     )
     _draw(figure, others, theme.NEUTRAL, width=1, opacity=0.45)
     losses = sorted({trial.loss for trial in picked})
@@ -57,7 +53,8 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
         _draw(figure, bold, color or theme.NEUTRAL, width=2, opacity=1)
         figure.data[first].update(name=html.escape(loss), showlegend=several)
     _mark_ends(figure, others + picked)
-    _label_ends(figure, picked)
+    labels = [(*end, f" {trial.number}") for trial in picked if (end := _end(trial)) is not None]
+    theme.label_ends(figure, labels, ends, _HEIGHT - _TOP - _BOTTOM, textposition="middle right")
     return figure
 
 
@@ -96,52 +93,19 @@ def _mark_ends(figure: go.Figure, trials: Sequence[TrialView]) -> None:
     """Marks where a trial ended before its time; of one epoch the line would not be seen."""
     for group in WORDS:
         ended = [
-            trial
+            (trial, end)
             for trial in trials
-            if trial.group == group and (trial.quality is None or len(trial.curve) == 1)
+            if trial.group == group
+            and (trial.quality is None or len(trial.curve) == 1)
+            and (end := _end(trial)) is not None
         ]
         if ended:
-            ends = [_end(trial) for trial in ended]
-            figure.add_trace(
-                theme.points(
-                    group,
-                    ended,
-                    [epoch for epoch, _ in ends],
-                    [value for _, value in ends],
-                    **theme.hovers(ended),
-                )
-            )
+            shown = [trial for trial, _ in ended]
+            epochs, values = zip(*(end for _, end in ended), strict=True)
+            figure.add_trace(theme.points(group, shown, epochs, values, **theme.hovers(shown)))
 
 
-def _end(trial: TrialView) -> tuple[int, float | None]:
+def _end(trial: TrialView) -> tuple[int, float] | None:
     """The last epoch of which something is known, and the quality after it."""
     known = [each for each in enumerate(trial.curve, 1) if math.isfinite(each[1])]
-    return known[-1] if known else (len(trial.curve), None)
-
-
-def _label_ends(figure: go.Figure, trials: Sequence[TrialView]) -> None:
-    """Numbers at the ends of the curves, from the highest down, none over another."""
-    low, high = figure.layout.yaxis.range
-    pixel = (high - low) / (_HEIGHT - _TOP - _BOTTOM)
-    left, right = figure.layout.xaxis.range
-    labels: list[tuple[int, float, Any]] = []
-    for trial in sorted(trials, key=lambda trial: -(_end(trial)[1] or 0.0)):
-        epoch, value = _end(trial)
-        near = [y for x, y, _ in labels if abs(x - epoch) < 0.1 * (right - left)]
-        y = min([value or low, *(y - _LABEL * pixel for y in near)])
-        if value is not None and y > low:
-            labels.append((epoch, y, trial.number))
-    if labels:
-        x, places, numbers = zip(*labels, strict=True)
-        figure.add_scatter(
-            x=x,
-            y=places,
-            text=[f" {number}" for number in numbers],
-            customdata=numbers,
-            mode="text",
-            textposition="middle right",
-            textfont={"size": 11},
-            cliponaxis=False,
-            hoverinfo="skip",
-            showlegend=False,
-        )
+    return known[-1] if known else None

@@ -57,7 +57,11 @@ def notes(costs: Costs) -> dict[str, str]:
         "without a quality stand in the strip below, at the memory that they took, were predicted "
         "to take or, as a triangle, took at least. A bar is a standard deviation of several "
         "trainings to each side.",
-        "history_note": f"{history} the search has stopped finding anything better.",
+        "history_note": f"{history} the search has stopped finding anything better. "
+        "Below, where there are any, the number of trials that ended without a quality.",
+        "timeline_note": "A row is a worker, a bar a trial from its start to its end, or to the "
+        "edge while it runs. Time without a worker, as between two commands, is left out; repeats "
+        "are not drawn.",
         "importance_note": "How far the values of a setting among the best quarter of the trials "
         "that trained to their end are from those among all of them, less what chance alone would "
         "give (PED-ANOVA), in percent of all settings together: for the best quality, and for the "

@@ -20,6 +20,7 @@ from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
 from dashboards.theme import MARKS
+from dashboards.timeline import timeline_figure
 from study.budget import format_bytes
 from study.progress import short
 
@@ -56,6 +57,12 @@ def render(view: StudyView) -> str:
             "The best quality found so far, over the trials",
             "No trial has trained to its end within the budget, so none has a quality.",
         ),
+        timeline=_place(
+            figures,
+            "timeline",
+            "What each worker did, and the hypervolume, over the time at work",
+            "No trial has started yet.",
+        ),
         importance=_place(
             figures,
             "importance",
@@ -86,6 +93,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["duration"] = duration_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
+    if any(trial.started for trial in view.trials):
+        figures["timeline"] = timeline_figure(view)
     if importances(view, "quality") or importances(view, "memory"):
         figures["importance"] = importance_figure(view)
     for index, name in enumerate(view.open):

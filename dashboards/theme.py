@@ -34,6 +34,8 @@ MARKS: dict[Group, Mark] = {
     "running": Mark("#2a9d7f", "circle-dot", 8),
     "waiting": Mark("#8a8f98", "circle-open", 6),
 }
+_LINE = 14
+"""Pixels from one line of small text to the next."""
 NEUTRAL = "#8a94a0"
 LOSS_COLORS = {
     "cce-": "#3567d7",
@@ -133,3 +135,43 @@ def template(group: Group, *lines: str) -> str:
     """A hover text that Plotly fills in: the trial's number, then these lines."""
     head = f"<b>Trial %{{customdata}}</b>, {WORDS[group]}"
     return "<br>".join([head, *lines]) + "<extra></extra>"
+
+
+def label_ends(
+    figure: go.Figure,
+    labels: Sequence[tuple[float, float, str]],
+    ends: Sequence[float],
+    pixels: float,
+    **properties: Any,
+) -> None:
+    """Words at the ends of lines, from the highest down, none over another.
+
+    Args:
+        figure: Where the lines are drawn.
+        labels: Where each line ends, and what to say there.
+        ends: Of the vertical axis; what would be below it is left out.
+        pixels: Between these.
+        **properties: Of the trace.
+    """
+    apart = _LINE * (ends[1] - ends[0]) / pixels
+    aside = 0.1 * max((x for x, _, _ in labels), default=0.0)
+    placed: list[tuple[float, float, str]] = []
+    for x, y, text in sorted(labels, key=lambda label: -label[1]):
+        near = [other for place, other, _ in placed if abs(place - x) <= aside]
+        place = min([y, *(other - apart for other in near)])
+        if place >= ends[0]:
+            placed.append((x, place, text))
+    if not placed:
+        return
+    xs, ys, texts = zip(*placed, strict=True)
+    figure.add_scatter(
+        x=xs,
+        y=ys,
+        text=texts,
+        mode="text",
+        textfont={"size": 11},
+        cliponaxis=False,
+        hoverinfo="skip",
+        showlegend=False,
+        **properties,
+    )

@@ -72,7 +72,7 @@ def test_a_setting_of_some_trials_is_judged_among_these(
     """Among those with negatives, all of the best have many; loss says nothing."""
     trials = []
     for number in range(40):
-        params = {"loss": "cce-" if number % 2 else "cce"}
+        params: dict[str, Any] = {"loss": "cce-" if number % 2 else "cce"}
         if number % 2:
             params["negatives"] = 1 + number % 4 // 2
         quality = 0.1 + 0.1 * (params.get("negatives") == 2) + 0.1 * (number % 4 == 0)
