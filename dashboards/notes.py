@@ -34,6 +34,10 @@ _ROWS: dict[Costs, str] = {
     ("memory", "time"): "By rising memory: no other trial is as good as a row in quality, memory "
     "and time at once; the best quality of all is in bold.",
 }
+LOSSES_NOTE = (
+    "The best quality found with each loss within a memory limit. A search prefers what it finds "
+    "good, so that losses have had different numbers of trials."
+)
 
 
 def notes(costs: Costs) -> dict[str, str]:

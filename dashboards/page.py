@@ -15,7 +15,8 @@ from dashboards.curves import curves_figure
 from dashboards.duration import duration_figure
 from dashboards.history import history_figure
 from dashboards.importance import importance_figure, importances, why_none
-from dashboards.notes import notes
+from dashboards.losses import losses_figure, losses_of
+from dashboards.notes import LOSSES_NOTE, notes
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
@@ -70,6 +71,7 @@ def render(view: StudyView) -> str:
             why_none(view),
         ),
         parameters=_parameters(view, figures),
+        losses=_losses(figures),
         curves=_place(
             figures,
             "curves",
@@ -100,6 +102,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
     for index, name in enumerate(view.open):
         if any(name in trial.params for trial in view.measured):
             figures[f"parameter-{index}"] = parameter_figure(view, name)
+    if len(losses_of(view)) > 1 and view.complete:
+        figures["losses"] = losses_figure(view)
     if any(trial.curve for trial in view.trials):
         figures["curves"] = curves_figure(view)
     return figures
@@ -114,6 +118,17 @@ def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: st
     return (
         f'<div class="figure" id="figure-{key}" role="img" aria-label="{html.escape(label)}" '
         f'style="height: {height}px"></div>'
+    )
+
+
+def _losses(figures: Mapping[str, go.Figure]) -> str:
+    """A section, where there is more than one loss to compare."""
+    if "losses" not in figures:
+        return ""
+    label = "The best validation NDCG@10 of each loss within a memory limit"
+    return (
+        f'<section><h2>Loss against loss</h2><p class="note">{LOSSES_NOTE}</p>'
+        f"{_place(figures, 'losses', label, '')}</section>"
     )
 
 

@@ -144,34 +144,52 @@ def label_ends(
     pixels: float,
     **properties: Any,
 ) -> None:
-    """Words at the ends of lines, from the highest down, none over another.
+    """Words at the ends of lines, as near to these as can be, none over another.
 
     Args:
         figure: Where the lines are drawn.
         labels: Where each line ends, and what to say there.
-        ends: Of the vertical axis; what would be below it is left out.
+        ends: Of the vertical axis; what has no room between them is left out.
         pixels: Between these.
         **properties: Of the trace.
     """
     apart = _LINE * (ends[1] - ends[0]) / pixels
     aside = 0.1 * max((x for x, _, _ in labels), default=0.0)
-    placed: list[tuple[float, float, str]] = []
-    for x, y, text in sorted(labels, key=lambda label: -label[1]):
-        near = [other for place, other, _ in placed if abs(place - x) <= aside]
-        place = min([y, *(other - apart for other in near)])
-        if place >= ends[0]:
-            placed.append((x, place, text))
-    if not placed:
-        return
-    xs, ys, texts = zip(*placed, strict=True)
-    figure.add_scatter(
-        x=xs,
-        y=ys,
-        text=texts,
-        mode="text",
-        textfont={"size": 11},
-        cliponaxis=False,
-        hoverinfo="skip",
-        showlegend=False,
-        **properties,
-    )
+    columns: list[list[tuple[float, float, str]]] = []
+    for label in sorted(labels):
+        if not columns or label[0] - columns[-1][-1][0] > aside:
+            columns.append([])
+        columns[-1].append(label)
+    placed = []
+    for column in columns:
+        column.sort(key=lambda label: label[1])
+        heights = _spread([y for _, y, _ in column], apart)
+        for (x, _, text), y in zip(column, heights, strict=True):
+            if ends[0] <= y <= ends[1]:
+                placed.append((x, y, text))
+    if placed:
+        xs, ys, texts = zip(*placed, strict=True)
+        figure.add_scatter(
+            x=xs,
+            y=ys,
+            text=texts,
+            mode="text",
+            textfont={"size": 11},
+            cliponaxis=False,
+            hoverinfo="skip",
+            showlegend=False,
+            **properties,
+        )
+
+
+def _spread(values: Sequence[float], apart: float) -> list[float]:
+    """The nearest values that are so far apart, of rising ones: an isotonic regression."""
+    blocks: list[tuple[float, int]] = []
+    for index, value in enumerate(values):
+        mean, count = value - index * apart, 1
+        while blocks and blocks[-1][0] > mean:
+            before, many = blocks.pop()
+            mean, count = (before * many + mean * count) / (many + count), many + count
+        blocks.append((mean, count))
+    means = [mean for mean, count in blocks for _ in range(count)]
+    return [mean + index * apart for index, mean in enumerate(means)]

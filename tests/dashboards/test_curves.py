@@ -64,8 +64,8 @@ def test_front_is_bold_before_the_others(curved: StudyRecord) -> None:
     assert "after epoch %{x}" in figure.data[0].hovertemplate
     (labels,) = (trace for trace in figure.data if trace.mode == "text")
     assert list(zip(labels.x, labels.y, labels.text, strict=True)) == [
-        (3, 0.12, " 1"),
         (2, 0.10, " 0"),
+        (3, 0.12, " 1"),
     ]
 
 
@@ -98,18 +98,25 @@ def test_of_one_loss_the_front_is_blue(make_trial: MakeTrial, make_study: MakeSt
     assert (list(mark.x), list(mark.y)) == ([1], [0.1])  # A line of one epoch is not seen.
 
 
-def test_numbers_do_not_overlap(make_trial: MakeTrial, make_study: MakeStudy) -> None:
+@pytest.mark.parametrize("count", [3, 60])
+def test_numbers_do_not_overlap(count: int, make_trial: MakeTrial, make_study: MakeStudy) -> None:
+    qualities = [0.1 + i / 1e6 for i in range(count)]
     trials = [
-        make_trial(i, quality=0.1 + i / 1e6, peak_memory=(i + 1) * MIB, curve=(0, 0.1 + i / 1e6))
-        for i in range(60)
+        make_trial(i, quality=quality, peak_memory=(i + 1) * MIB, curve=(0, quality))
+        for i, quality in enumerate(qualities)
     ]
     figure = curves_figure(build_view(make_study(*trials), STORE))
     (labels,) = (trace for trace in figure.data if trace.mode == "text")
     low, high = figure.layout.yaxis.range
-    apart = [(upper - lower) / (high - low) for upper, lower in pairwise(labels.y)]
+    apart = [(upper - lower) / (high - low) for lower, upper in pairwise(labels.y)]
     assert min(apart) * figure.layout.height > 14
-    assert labels.text[0] == " 59"
-    assert labels.y[-1] > low, "there is no room for the others"
+    assert low < labels.y[0]
+    assert labels.y[-1] < high
+    if count == 3:
+        assert labels.text == (" 0", " 1", " 2")
+        assert labels.y[1] == pytest.approx(0.1, abs=1e-5), "they are spread to both sides"
+    else:
+        assert len(labels.text) < 60, "there is no room for all"
 
 
 def test_of_thousands_a_hundred_are_drawn(make_trial: MakeTrial, make_study: MakeStudy) -> None:
