@@ -1,6 +1,5 @@
 """Learning curves: the quality of trials after each of their epochs."""
 
-import html
 import math
 from collections.abc import Collection, Sequence
 
@@ -8,15 +7,14 @@ import plotly.graph_objects as go
 
 from dashboards import theme
 from dashboards.axes import value_range
+from dashboards.lines import Places, draw_lines, label_ends, thinned
 from dashboards.queries import WORDS, StudyView, TrialView
 
 _HEIGHT, _TOP, _BOTTOM = 440, 52, 52
-_MOST = 100
-"""Curves that are drawn of the chosen trials, and of the others."""
 
 
 def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.Figure:
-    """Curves of the chosen trials, by loss, before some of all others, grey.
+    """Curves of the chosen trials, by loss, before those of others, grey; a hundred of each.
 
     Args:
         view: The study, read with curves.
@@ -25,8 +23,8 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
     if chosen is None:
         chosen = {trial.number for trial in view.front}
     curves = [trial for trial in view.trials if trial.curve]
-    others = _thinned([trial for trial in curves if trial.number not in chosen])
-    picked = _thinned([trial for trial in curves if trial.number in chosen])
+    others = thinned([trial for trial in curves if trial.number not in chosen])
+    picked = thinned([trial for trial in curves if trial.number in chosen])
     last = max((len(trial.curve) for trial in others + picked), default=1)
     ends = value_range(
         [value for trial in others + picked for value in trial.curve if math.isfinite(value)]
@@ -43,50 +41,18 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
         ),
         yaxis=theme.axis(title={"text": "Validation NDCG@10"}, range=ends, nticks=6),
     )
-    _draw(figure, others, theme.NEUTRAL, width=1, opacity=0.45)
-    losses = sorted({trial.loss for trial in picked})
-    for loss in losses:
-        several = len(losses) > 1
-        color = theme.LOSS_COLORS.get(loss) if several else theme.MARKS["front"].color
-        first = len(figure.data)
-        bold = [trial for trial in picked if trial.loss == loss]
-        _draw(figure, bold, color or theme.NEUTRAL, width=2, opacity=1)
-        figure.data[first].update(name=html.escape(loss), showlegend=several)
+    draw_lines(figure, others, picked, _path, "after epoch %{x}: NDCG@10 %{y:.4f}")
     _mark_ends(figure, others + picked)
     labels = [(*end, f" {trial.number}") for trial in picked if (end := _end(trial)) is not None]
-    theme.label_ends(figure, labels, ends, _HEIGHT - _TOP - _BOTTOM, textposition="middle right")
+    label_ends(figure, labels, ends, _HEIGHT - _TOP - _BOTTOM, textposition="middle right")
     return figure
 
 
-def _thinned(trials: Sequence[TrialView]) -> list[TrialView]:
-    """At most so many as are drawn, evenly over the study."""
-    step = max(1.0, len(trials) / _MOST)
-    return [trials[int(step * index)] for index in range(min(len(trials), _MOST))]
-
-
-def _draw(
-    figure: go.Figure, trials: Sequence[TrialView], color: str, width: int, opacity: float
-) -> None:
-    """The curves of each group as one line with gaps."""
-    for group in reversed(WORDS):
-        places: list[tuple[int | None, float | None, int]] = []
-        for trial in trials:
-            if trial.group == group:
-                for epoch, value in enumerate(trial.curve, 1):
-                    places.append((epoch, value if math.isfinite(value) else None, trial.number))
-                places.append((None, None, trial.number))
-        if places:
-            x, y, numbers = zip(*places, strict=True)
-            figure.add_scatter(
-                x=x,
-                y=y,
-                customdata=numbers,
-                mode="lines",
-                line={"width": width, "color": color},
-                opacity=opacity,
-                showlegend=False,
-                hovertemplate=theme.template(group, "after epoch %{x}: NDCG@10 %{y:.4f}"),
-            )
+def _path(trial: TrialView) -> Places:
+    return [
+        (epoch, value if math.isfinite(value) else None, "")
+        for epoch, value in enumerate(trial.curve, 1)
+    ]
 
 
 def _mark_ends(figure: go.Figure, trials: Sequence[TrialView]) -> None:

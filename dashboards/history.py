@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from dashboards import theme
 from dashboards.axes import value_range
+from dashboards.lines import label_ends
 from dashboards.queries import WORDS, Group, StudyView
 
 _BEST, _OTHERS, _GAP, _MARGINS = 230, 148, 34, 68
@@ -119,4 +120,4 @@ def _draw_counts(
     labels = [
         (last, len(view.of(group)), f"{WORDS[group]} {len(view.of(group))}") for group in groups
     ]
-    theme.label_ends(figure, labels, ends, _OTHERS, yaxis="y3", textposition="top left")
+    label_ends(figure, labels, ends, _OTHERS, yaxis="y3", textposition="top left")

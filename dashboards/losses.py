@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
+from dashboards.lines import label_ends
 from dashboards.queries import StudyView, TrialView
 from study.front import pareto_front
 
@@ -49,7 +50,7 @@ def losses_figure(view: StudyView) -> go.Figure:
         (_end(front, axis, view.budget), best[loss], f" {html.escape(loss)}")
         for loss, front in fronts.items()
     ]
-    theme.label_ends(figure, labels, ends, _HEIGHT - _TOP - _BOTTOM, textposition="middle right")
+    label_ends(figure, labels, ends, _HEIGHT - _TOP - _BOTTOM, textposition="middle right")
     return figure
 
 

@@ -34,10 +34,6 @@ _ROWS: dict[Costs, str] = {
     ("memory", "time"): "By rising memory: no other trial is as good as a row in quality, memory "
     "and time at once; the best quality of all is in bold.",
 }
-LOSSES_NOTE = (
-    "The best quality found with each loss within a memory limit. A search prefers what it finds "
-    "good, so that losses have had different numbers of trials."
-)
 
 
 def notes(costs: Costs) -> dict[str, str]:
@@ -54,6 +50,12 @@ def notes(costs: Costs) -> dict[str, str]:
         else "the blue one is the best trial"
     )
     which = "the trials on the front, with their numbers" if costs else "the best trial"
+    bold = (
+        "Those on the front are in colour, by loss where there are several: where they meet, they "
+        "agree. Up to"
+        if costs
+        else "The best is in colour, up to"
+    )
     return {
         "kicker": _KICKERS[costs],
         "front_title": "Pareto front" if costs else "Quality and memory",
@@ -72,6 +74,10 @@ def notes(costs: Costs) -> dict[str, str]:
         "least memory. A setting that only some trials have is judged among these.",
         "parameters_note": "A parameter matters where its points rise or fall from left to right, "
         f"and {blue}.",
+        "parallel_note": "A line is a trial that trained to its end, from its settings down to "
+        f"its memory and its quality. {bold} 100 others are in grey.",
+        "losses_note": "The best quality found with each loss within a memory limit. A search "
+        "prefers what it finds good, so losses have had different numbers of trials.",
         "curves_note": f"The quality after each epoch: of {which}, coloured by loss where there "
         "are several, and of up to 100 others in grey. A mark stands where a trial ended early.",
         "table_title": "The trials of the front" if costs else "The best trial",

@@ -16,7 +16,8 @@ from dashboards.duration import duration_figure
 from dashboards.history import history_figure
 from dashboards.importance import importance_figure, importances, why_none
 from dashboards.losses import losses_figure, losses_of
-from dashboards.notes import LOSSES_NOTE, notes
+from dashboards.notes import notes
+from dashboards.parallel import parallel_figure
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
@@ -29,6 +30,7 @@ from study.progress import short
 def render(view: StudyView) -> str:
     """The page; it needs no other file and no network."""
     figures = _figures(view)
+    texts = notes(view.objectives[1:])
     runs = {trial.number: trial.run_url for trial in view.trials if trial.run_url is not None}
     # Plotly's JSON has no "<" and no "/" of a text: none can end the script that it stands in.
     figures_json = ",".join(f'"{key}":{figure.to_json()}' for key, figure in figures.items())
@@ -71,7 +73,20 @@ def render(view: StudyView) -> str:
             why_none(view),
         ),
         parameters=_parameters(view, figures),
-        losses=_losses(figures),
+        parallel=_section(
+            figures,
+            "parallel",
+            "Trials side by side",
+            texts["parallel_note"],
+            "The settings of complete trials, with their peak memory and their quality",
+        ),
+        losses=_section(
+            figures,
+            "losses",
+            "Loss against loss",
+            texts["losses_note"],
+            "The best validation NDCG@10 of each loss within a memory limit",
+        ),
         curves=_place(
             figures,
             "curves",
@@ -82,7 +97,7 @@ def render(view: StudyView) -> str:
         figures=f"{{{figures_json}}}",
         runs=json.dumps(runs).replace("<", r"\u003c"),
         plotly=get_plotlyjs(),
-        **notes(view.objectives[1:]),
+        **texts,
     )
 
 
@@ -102,6 +117,8 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
     for index, name in enumerate(view.open):
         if any(name in trial.params for trial in view.measured):
             figures[f"parameter-{index}"] = parameter_figure(view, name)
+    if view.open and view.complete:
+        figures["parallel"] = parallel_figure(view)
     if len(losses_of(view)) > 1 and view.complete:
         figures["losses"] = losses_figure(view)
     if any(trial.curve for trial in view.trials):
@@ -121,14 +138,13 @@ def _place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: st
     )
 
 
-def _losses(figures: Mapping[str, go.Figure]) -> str:
-    """A section, where there is more than one loss to compare."""
-    if "losses" not in figures:
+def _section(figures: Mapping[str, go.Figure], key: str, title: str, note: str, label: str) -> str:
+    """A section of a figure, where there is one."""
+    if key not in figures:
         return ""
-    label = "The best validation NDCG@10 of each loss within a memory limit"
     return (
-        f'<section><h2>Loss against loss</h2><p class="note">{LOSSES_NOTE}</p>'
-        f"{_place(figures, 'losses', label, '')}</section>"
+        f'<section><h2>{title}</h2><p class="note">{note}</p>'
+        f"{_place(figures, key, label, '')}</section>"
     )
 
 

@@ -34,8 +34,6 @@ MARKS: dict[Group, Mark] = {
     "running": Mark("#2a9d7f", "circle-dot", 8),
     "waiting": Mark("#8a8f98", "circle-open", 6),
 }
-_LINE = 14
-"""Pixels from one line of small text to the next."""
 NEUTRAL = "#8a94a0"
 LOSS_COLORS = {
     "cce-": "#3567d7",
@@ -135,61 +133,3 @@ def template(group: Group, *lines: str) -> str:
     """A hover text that Plotly fills in: the trial's number, then these lines."""
     head = f"<b>Trial %{{customdata}}</b>, {WORDS[group]}"
     return "<br>".join([head, *lines]) + "<extra></extra>"
-
-
-def label_ends(
-    figure: go.Figure,
-    labels: Sequence[tuple[float, float, str]],
-    ends: Sequence[float],
-    pixels: float,
-    **properties: Any,
-) -> None:
-    """Words at the ends of lines, as near to these as can be, none over another.
-
-    Args:
-        figure: Where the lines are drawn.
-        labels: Where each line ends, and what to say there.
-        ends: Of the vertical axis; what has no room between them is left out.
-        pixels: Between these.
-        **properties: Of the trace.
-    """
-    apart = _LINE * (ends[1] - ends[0]) / pixels
-    aside = 0.1 * max((x for x, _, _ in labels), default=0.0)
-    columns: list[list[tuple[float, float, str]]] = []
-    for label in sorted(labels):
-        if not columns or label[0] - columns[-1][-1][0] > aside:
-            columns.append([])
-        columns[-1].append(label)
-    placed = []
-    for column in columns:
-        column.sort(key=lambda label: label[1])
-        heights = _spread([y for _, y, _ in column], apart)
-        for (x, _, text), y in zip(column, heights, strict=True):
-            if ends[0] <= y <= ends[1]:
-                placed.append((x, y, text))
-    if placed:
-        xs, ys, texts = zip(*placed, strict=True)
-        figure.add_scatter(
-            x=xs,
-            y=ys,
-            text=texts,
-            mode="text",
-            textfont={"size": 11},
-            cliponaxis=False,
-            hoverinfo="skip",
-            showlegend=False,
-            **properties,
-        )
-
-
-def _spread(values: Sequence[float], apart: float) -> list[float]:
-    """The nearest values that are so far apart, of rising ones: an isotonic regression."""
-    blocks: list[tuple[float, int]] = []
-    for index, value in enumerate(values):
-        mean, count = value - index * apart, 1
-        while blocks and blocks[-1][0] > mean:
-            before, many = blocks.pop()
-            mean, count = (before * many + mean * count) / (many + count), many + count
-        blocks.append((mean, count))
-    means = [mean for mean, count in blocks for _ in range(count)]
-    return [mean + index * apart for index, mean in enumerate(means)]

@@ -26,7 +26,7 @@ class Clock:
 
     Attributes:
         lanes: Worker -> its row; a process that ended before another began leaves it its row.
-        end: Seconds at the last moment that is known.
+        end: Seconds at the last moment that is known, one at least.
     """
 
     def __init__(self, trials: Iterable[TrialView]) -> None:
@@ -48,6 +48,7 @@ class Clock:
             lane = self.lanes[worker] = next(free, len(until))
             until[lane : lane + 1] = [last]
             self.end = self(max(until))
+        self.end = max(self.end, 1.0)
 
     def __call__(self, moment: datetime) -> float:
         """Seconds at a moment at which the study was at work."""
@@ -68,7 +69,7 @@ def timeline_figure(view: StudyView) -> go.Figure:
     """
     clock = Clock(view.trials)
     name, unit = next((each for each in _UNITS if clock.end >= 2 * each[1]), _UNITS[-1])
-    end = clock.end / unit or 1.0
+    end = clock.end / unit
     rows = max(clock.lanes.values(), default=0) + 1
     row = min(_ROW, _ROWS / rows)
     pane = _PANE if len(view.objectives) > 1 and view.complete else 0
@@ -142,10 +143,14 @@ def _draw_trials(figure: go.Figure, view: StudyView, clock: Clock, unit: int, ro
             stop = clock(trial.finished or trial.started) if group != "running" else edge
             # What follows at once is told apart by a gap; what took no time is seen.
             stop = max(stop - least / 2, start + least / 2)
-            x += [round(time / unit, 4) for time in (start, (start + stop) / 2, stop)]
+            # A line is pointed at where it has points: they are as near as a pointer reaches.
+            parts = math.ceil((stop - start) / (0.02 * clock.end))
+            step = (stop - start) / parts
+            x += [round((start + step * part) / unit, 4) for part in range(parts + 1)]
+            y += [clock.lanes[worker_of(trial)]] * (parts + 1)
             x.append(None)
-            y += [*[clock.lanes[worker_of(trial)]] * 3, None]
-            numbers += [trial.number] * 4
+            y.append(None)
+            numbers += [trial.number] * (parts + 2)
         if x:
             figure.add_scatter(
                 x=x,

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -47,8 +48,10 @@ def bars(figure: go.Figure) -> dict[tuple[int, str], tuple[float, float, int]]:
     for trace in figure.data:
         if trace.yaxis == "y2":
             x, rows, numbers = trace.x, trace.y, trace.customdata
-            for start in range(0, len(x), 4):
-                found[numbers[start], trace.name] = x[start], x[start + 2], rows[start]
+            gaps = [-1, *(index for index, place in enumerate(x) if place is None)]
+            for before, after in pairwise(gaps):
+                first = before + 1
+                found[numbers[first], trace.name] = x[first], x[after - 1], rows[first]
     return found
 
 
@@ -92,6 +95,20 @@ def test_with_quality_alone_there_is_no_hypervolume(worked: StudyRecord) -> None
     figure = timeline_figure(view)
     assert all(trace.yaxis == "y2" for trace in figure.data)
     assert not figure.layout.yaxis.visible
+
+
+def test_all_of_a_bar_can_be_pointed_at(worked: StudyRecord) -> None:
+    figure = timeline_figure(build_view(worked, STORE))
+    (front,) = (trace for trace in figure.data if trace.name == "on the front")
+    places = front.x[: front.x.index(None)]
+    assert set(front.customdata[: len(places)]) == {0}
+    assert max(right - left for left, right in pairwise(places)) <= 0.02 * 19
+
+
+def test_a_first_trial_that_runs_is_drawn(make_trial: MakeTrial, make_study: MakeStudy) -> None:
+    view = build_view(make_study(make_trial(0, "running", **at(0, None))), STORE)
+    start, stop, _ = bars(timeline_figure(view))[0, "running"]
+    assert stop > start + 0.9
 
 
 @pytest.mark.parametrize(("factor", "unit"), [(1 / 60, "Seconds"), (1, "Minutes"), (20, "Hours")])
