@@ -8,19 +8,12 @@ import plotly.graph_objects as go
 from dashboards import theme
 from dashboards.axes import memory_axis, value_range
 from dashboards.queries import StudyView, TrialView
-from study.front import pareto_front
+from dashboards.value import memory_front
 
 COLORS = ("#1f7ac4", "#d98200", "#2a9d7f", "#b0679f", "#cf4a2c", "#7f8ea0")
 """Of studies; after Okabe and Ito, as in `dashboards.theme`."""
 
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
-
-
-def best_within(view: StudyView, limit: float) -> TrialView | None:
-    """The best complete trial within a memory limit; of equally good ones that of least memory."""
-    inside = [trial for trial in view.complete if (trial.memory or 0) <= limit]
-    order = sorted(inside, key=lambda trial: trial.memory or 0)
-    return max(order, key=lambda trial: trial.quality or 0.0, default=None)
 
 
 def limits(views: Sequence[StudyView]) -> list[int]:
@@ -39,7 +32,7 @@ def limits(views: Sequence[StudyView]) -> list[int]:
 
 def compare_figure(views: Sequence[StudyView]) -> go.Figure:
     """The best quality of each study within a memory limit; a mark is the trial that has it."""
-    fronts = [_front(view) for view in views]
+    fronts = [memory_front(view) for view in views]
     trials = [trial for front in fronts for trial in front]
     budget = max(view.budget for view in views)
     axis = memory_axis(trials, budget)
@@ -84,13 +77,6 @@ def compare_figure(views: Sequence[StudyView]) -> go.Figure:
             hovertext=[_hover(name, trial) for trial in front],
         )
     return figure
-
-
-def _front(view: StudyView) -> list[TrialView]:
-    """Of quality and memory, whatever the objectives, by rising memory."""
-    complete = sorted(view.complete, key=lambda trial: trial.memory or 0)
-    points = [(trial.quality or 0.0, float(trial.memory or 0)) for trial in complete]
-    return [complete[index] for index in pareto_front(points)]
 
 
 def _hover(name: str, trial: TrialView) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dashboards import words
-from dashboards.compare import best_within, compare_figure, limits
+from dashboards.compare import compare_figure, limits
 from dashboards.frame import answers, frame, place
 from dashboards.queries import StudyView, TrialView
+from dashboards.value import best_within
 from study.budget import format_bytes
 
 

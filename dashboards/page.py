@@ -12,15 +12,20 @@ import plotly.graph_objects as go
 from dashboards import words
 from dashboards.anatomy import anatomy_figure, dissected
 from dashboards.balance import balance_figure, slices
+from dashboards.curves import curves_figure
 from dashboards.duration import duration_figure
 from dashboards.export import as_csv
 from dashboards.frame import answers, frame, place
 from dashboards.history import history_figure
+from dashboards.importance import importance_figure, importances, why_none
+from dashboards.losses import losses_figure, losses_of
 from dashboards.notes import notes
+from dashboards.parallel import parallel_figure
 from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
 from dashboards.theme import MARKS, full_hover
+from dashboards.timeline import timeline_figure
 from dashboards.value import value_figure
 from study.budget import format_bytes
 from study.progress import short
@@ -29,6 +34,7 @@ from study.progress import short
 def render(view: StudyView) -> str:
     """The page; it needs no other file and no network."""
     figures = _figures(view)
+    texts = notes(view.objectives[1:])
     template = string.Template(Path(__file__).with_name("template.html").read_text("utf-8"))
     body = template.substitute(
         name=html.escape(view.name),
@@ -74,9 +80,41 @@ def render(view: StudyView) -> str:
             "The best quality found so far, over the trials",
             "No trial has trained to its end within the budget, so none has a quality.",
         ),
+        timeline=place(
+            figures,
+            "timeline",
+            "What each worker did, and the hypervolume, over the time at work",
+            "No trial has started yet.",
+        ),
+        importance=place(
+            figures,
+            "importance",
+            "Importance of the open settings: " + _importances(view),
+            why_none(view),
+        ),
         parameters=_parameters(view, figures),
+        parallel=_section(
+            figures,
+            "parallel",
+            "Trials side by side",
+            texts["parallel_note"],
+            "The settings of complete trials, with their peak memory and their quality",
+        ),
+        losses=_section(
+            figures,
+            "losses",
+            "Loss against loss",
+            texts["losses_note"],
+            "The best validation NDCG@10 of each loss within a memory limit",
+        ),
+        curves=place(
+            figures,
+            "curves",
+            "Validation NDCG@10 of trials after each of their epochs",
+            "No trial has reported an epoch yet.",
+        ),
         table=_front_table(view),
-        **notes(view.objectives[1:]),
+        **texts,
     )
     return frame(
         view.name,
@@ -104,9 +142,19 @@ def _figures(view: StudyView) -> dict[str, go.Figure]:
         figures["anatomy"] = anatomy_figure(view)
     if view.complete:
         figures["history"] = history_figure(view)
+    if any(trial.started for trial in view.trials):
+        figures["timeline"] = timeline_figure(view)
+    if importances(view, "quality") or importances(view, "memory"):
+        figures["importance"] = importance_figure(view)
     for index, name in enumerate(view.open):
         if any(name in trial.params for trial in view.measured):
             figures[f"parameter-{index}"] = parameter_figure(view, name)
+    if view.open and view.complete:
+        figures["parallel"] = parallel_figure(view)
+    if len(losses_of(view)) > 1 and view.complete:
+        figures["losses"] = losses_figure(view)
+    if any(trial.curve for trial in view.trials):
+        figures["curves"] = curves_figure(view)
     return figures
 
 
@@ -164,6 +212,18 @@ def _balance(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
         f'<section>\n<h2>Balance of negatives and batch size</h2>\n<p class="note">'
         f"{words.balance(parts)}</p>\n"
         f'<div class="small" style="--columns: {columns}">{places}</div>\n</section>\n'
+    )
+
+
+def _importances(view: StudyView) -> str:
+    """The importances as text, for those who do not see the bars."""
+    return "; ".join(
+        f"for {of} " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        for of, shares in (
+            ("quality", importances(view, "quality")),
+            ("peak memory", importances(view, "memory")),
+        )
+        if shares
     )
 
 

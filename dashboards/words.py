@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from dashboards.advice import next_steps
 from dashboards.balance import Slice, memory_fit
-from dashboards.compare import best_within
+from dashboards.importance import importances
 from dashboards.queries import WORDS, StudyView, TrialView
+from dashboards.value import best_within
 from study.budget import format_bytes
 from study.progress import short
 
@@ -127,10 +128,25 @@ def _larger(view: StudyView, best: TrialView) -> str:
     return f"None of the {larger} trials that trained to their end with more memory is better."
 
 
+def what_mattered(view: StudyView) -> str:
+    """The setting that decides most of quality, and of memory; empty where it cannot be said."""
+    quality, memory = importances(view, "quality"), importances(view, "memory")
+    texts = []
+    for of, shares in (("quality", quality), ("peak memory", memory)):
+        if shares:
+            (first, share), *others = shares.items()
+            text = f"For {of} {first} mattered most, with {share:.0%} of the importance"
+            if others and round(others[0][1], 2) > 0:
+                text += f", then {others[0][0]} with {others[0][1]:.0%}"
+            texts.append(f"{text}.")
+    return " ".join(texts)
+
+
 def answers(view: StudyView) -> dict[str, list[str]]:
     """What people ask next, and the sentences that answer it; without those that none answers."""
     known = {
         "Half the memory, or twice": [what_memory_buys(view)],
+        "What mattered": [what_mattered(view)],
         "What to try next": next_steps(view),
     }
     return {

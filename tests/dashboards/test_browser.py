@@ -213,7 +213,7 @@ def test_empty_study_is_words(browser: Browser, tmp_path: Path, mixed: StudyReco
     page, seen = show(browser, write_report(record, tmp_path / "report.html", "x"), 390)
     assert seen == []
     assert page.locator(".figure").count() == 0
-    assert page.locator(".none").count() == 6
+    assert page.locator(".none").count() == 9
     page.close()
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from dashboards.compare import best_within, compare_figure, limits
+from dashboards.compare import compare_figure, limits
 from dashboards.compare_page import render_comparison
 from dashboards.queries import StudyView, build_view
 from dashboards.report import main
+from dashboards.value import best_within
 from dashboards.words import comparison
 from study.ledger import Ledger, connect, default_storage
 from study.records import StudyRecord, TrialRecord

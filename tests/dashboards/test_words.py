@@ -6,7 +6,7 @@ import pytest
 
 from dashboards.advice import next_steps
 from dashboards.queries import StudyView, build_view
-from dashboards.words import answers, markdown, what_memory_buys
+from dashboards.words import answers, markdown, what_mattered, what_memory_buys
 from study.records import StudyRecord, TrialRecord
 
 MIB, GIB = 2**20, 2**30
@@ -171,6 +171,25 @@ def test_the_description_of_a_run_is_markdown(
     ]
     assert len(markdown(view_of(make_study(*many)), "x")) < 5000
     assert markdown(view_of(make_study()), "x") == "No trial has ended yet.\n\nGo on with `x`"
+
+
+def test_what_mattered(make_trial: MakeTrial, make_study: MakeStudy) -> None:
+    trials = [
+        make_trial(
+            number,
+            quality=(number % 4) / 10,
+            peak_memory=(number // 4 + 1) * MIB,
+            params={"a": number % 4, "b": number // 4},
+        )
+        for number in range(16)
+    ]
+    space: dict[str, Any] = {"open": ["a", "b"], "space": {"a": [0, 3], "b": [0, 3]}}
+    view = view_of(make_study(*trials, **space))
+    assert what_mattered(view) == (
+        "For quality a mattered most, with 100% of the importance. For peak memory b mattered "
+        "most, with 100% of the importance."
+    )
+    assert what_mattered(view_of(make_study(*trials[:9], **space))) == ""
 
 
 def test_nothing_is_said_where_nothing_has_ended(
