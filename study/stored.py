@@ -114,6 +114,21 @@ def stored_trials(
     ]
 
 
+def fingerprint(connection: sa.Connection, study: str) -> tuple[Any, ...]:
+    """What changes when a trial of the study begins or ends; one query."""
+    query = (
+        sa.select(
+            sa.func.count(),
+            sa.func.count(_trials.c.datetime_start),
+            sa.func.count(_trials.c.datetime_complete),
+            sa.func.max(_trials.c.datetime_complete),
+        )
+        .select_from(_trials.join(_studies, _trials.c.study_id == _studies.c.study_id))
+        .where(_studies.c.study_name == study)
+    )
+    return tuple(connection.execute(query).one())
+
+
 @functools.lru_cache(1024)
 def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
