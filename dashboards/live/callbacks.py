@@ -11,7 +11,7 @@ from dash import ALL, Input, Output, State, ctx, dcc, html, no_update
 from dashboards import theme
 from dashboards.axes import value_range
 from dashboards.compare import compare_figure
-from dashboards.live import pages
+from dashboards.live import pages, texts
 from dashboards.live.choice import Choice
 from dashboards.live.figures import Figure, changes, draw
 from dashboards.live.studies import Studies
@@ -37,9 +37,9 @@ class Teller:
         version, whole = self._studies.view(name, Choice())
         _, view = self._studies.view(name, choice)
         at = pages.at_choice(view, choice)
-        texts = pages.texts(name, self._studies, choice, view, at)
+        said = texts.texts(name, self._studies, view, at)
         figures, drawn = self.tab(name, choice.query)
-        return pages.study_page(name, version, choice, view, whole, texts, figures, drawn)
+        return pages.study_page(name, version, choice, view, whole, said, figures, drawn)
 
     def tab(self, name: str, query: str) -> tuple[Any, str]:
         """The figures of a tab, and what is remembered of them."""
@@ -52,7 +52,7 @@ class Teller:
         """What has changed since something was drawn: figures by key, texts, and the token."""
         choice = Choice.parse(query)
         before = self._told.get(drawn)
-        token, (figures, texts) = self._draw(name, choice)
+        token, (figures, said) = self._draw(name, choice)
         if token == drawn or set(keys) - figures.keys():
             raise dash.exceptions.PreventUpdate
         old_figures, old_texts = before or ({}, {})
@@ -63,9 +63,9 @@ class Teller:
             for key in keys
         ]
         _, view = self._studies.view(name, choice)
-        parts = pages.texts(name, self._studies, choice, view, pages.at_choice(view, choice))
+        parts = texts.texts(name, self._studies, view, pages.at_choice(view, choice))
         shown = [
-            no_update if old_texts.get(key) == text else parts[key] for key, text in texts.items()
+            no_update if old_texts.get(key) == text else parts[key] for key, text in said.items()
         ]
         return [told, *shown, pages.csv_path(name, choice), token]
 
@@ -74,10 +74,10 @@ class Teller:
         token = "|".join((name, version, replace(choice, trial=None).query))
         if token not in self._told:
             at = pages.at_choice(view, choice)
-            texts = pages.texts(name, self._studies, choice, view, at)
+            said = texts.texts(name, self._studies, view, at)
             # The budget that is looked at is one of the front; the search had the study's.
             figures = draw(at if choice.tab == "front" else view, choice.tab)
-            self._told[token] = figures, {key: pages.as_json(part) for key, part in texts.items()}
+            self._told[token] = figures, {key: texts.as_json(part) for key, part in said.items()}
             while len(self._told) > _REMEMBERED:
                 self._told.popitem(last=False)
         return token, self._told[token]
@@ -93,7 +93,7 @@ class Teller:
             ]
         reached = [each.get(QUALITY) for each in self._studies.curve(name, number)]
         curve = _curve([value for value in reached if value is not None])
-        return pages.trial_detail(trial, curve)
+        return texts.trial_detail(trial, curve)
 
 
 def _curve(values: list[float]) -> Figure | None:
@@ -282,7 +282,7 @@ def _list(app: dash.Dash, studies: Studies) -> None:
                     f"{studies.where}: there is no study; start one with python -m study.run"
                 )
             )
-        now = pages.as_json(table)
+        now = texts.as_json(table)
         if now == shown:
             raise dash.exceptions.PreventUpdate
         return table, now
@@ -309,7 +309,7 @@ def _compare(app: dash.Dash, studies: Studies) -> None:
         if not views:
             return html.P("Choose studies that have a front.", className="none"), None, now
         graph = dcc.Graph(
-            figure=compare_figure(views), config=pages.GRAPH, style={"height": "440px"}
+            figure=compare_figure(views), config=texts.GRAPH, style={"height": "440px"}
         )
         label = {"aria-label": "The fronts of the chosen studies"}
         return html.Div(graph, className="figure", role="img", **label), None, now

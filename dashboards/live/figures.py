@@ -1,5 +1,6 @@
 """The figures of a study in the app, and what of them a browser has yet to be told."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def figures_of(view: StudyView, tab: str) -> dict[str, Shown]:
             f"parameter-{name}": Shown(
                 tab,
                 f"Quality and peak memory by {name}",
-                lambda view, name=name: _parameter(view, name),
+                functools.partial(_parameter, name),
                 "" if index else "parameters_note",
             )
             for index, name in enumerate(view.open)
@@ -97,7 +98,9 @@ def _draw(shown: Shown, view: StudyView) -> Figure:
     made: Figure = figure.to_plotly_json()
     for trace in made["data"]:
         if trace["type"] == "scatter" and len(trace["x"]) > theme.MANY:
+            # So many are a cloud: where they are dense it is darker.
             trace["type"] = "scattergl"
+            trace["marker"] |= {"size": 5, "opacity": 0.35, "line": {"width": 1}}
     return made
 
 
@@ -120,7 +123,7 @@ def _with_beyond(view: StudyView) -> go.Figure:
     return figure
 
 
-def _parameter(view: StudyView, name: str) -> go.Figure | None:
+def _parameter(name: str, view: StudyView) -> go.Figure | None:
     if not any(name in trial.params for trial in view.measured):
         return None
     return parameter_figure(view, name)

@@ -2,6 +2,19 @@
 // What the browser does by itself: what is looked at goes into the address of the page.
 window.dash_clientside ??= {};
 
+// Dash calls its boxes options of a list that has no name; they are boxes with labels in a group.
+new MutationObserver(() => {
+  for (const list of document.querySelectorAll(".dash-options-list[role=listbox]")) {
+    list.removeAttribute("role");
+  }
+  for (const option of document.querySelectorAll("label[aria-selected]")) {
+    option.removeAttribute("role");
+    option.removeAttribute("aria-selected");
+  }
+}).observe(document.documentElement, {
+  subtree: true, childList: true, attributes: true, attributeFilter: ["aria-selected"],
+});
+
 function settle(pairs) {
   const query = new URLSearchParams(pairs.map(([name, value]) => [name, String(value)])).toString();
   history.replaceState(history.state, "", query ? "?" + query : location.pathname);
