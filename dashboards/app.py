@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import sys
-import threading
 
 from objectives.errors import UserError
 from study import cli
@@ -60,8 +59,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         ) from None
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     secret = f"?token={token}" if token else ""
-    # What is read now, the first page does not wait for.
-    threading.Thread(target=studies.read_ahead, daemon=True).start()
     print(f"http://{host}:{server.server_port}/{secret}", flush=True)
     server.serve_forever()
     return cli.OK

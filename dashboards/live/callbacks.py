@@ -1,8 +1,8 @@
 """What happens when a trial ends, and when somebody moves something."""
 
 import urllib.parse
-from collections import OrderedDict
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dash
@@ -11,17 +11,36 @@ from dash import ALL, Input, Output, State, ctx, dcc, html, no_update
 from dashboards import theme
 from dashboards.axes import value_range
 from dashboards.compare import compare_figure
-from dashboards.live import pages, texts
+from dashboards.live import pages
 from dashboards.live.choice import Choice
 from dashboards.live.figures import Figure, changes, draw
-from dashboards.live.studies import Studies
+from dashboards.live.studies import Shelf, Studies
+from dashboards.live.texts import GRAPH, Texts, as_json, list_table, texts, trial_detail
+from dashboards.queries import StudyView
 from objectives.errors import UserError
 from objectives.trial import QUALITY
 
 _REMEMBERED = 12
 """What browsers were told, by which the next message is told to be short."""
 
-Told = tuple[dict[str, Figure], dict[str, str]]
+
+@dataclass(frozen=True)
+class Told:
+    """What a browser was told.
+
+    Attributes:
+        token: By which the browser says what it has.
+        version: Of the study.
+        view: The trials that are chosen.
+        figures: Those of the tab, by key.
+        parts: What stands beside them, by place.
+    """
+
+    token: str
+    version: str
+    view: StudyView
+    figures: Mapping[str, Figure]
+    parts: Texts
 
 
 class Teller:
@@ -29,58 +48,53 @@ class Teller:
 
     def __init__(self, studies: Studies) -> None:
         self._studies = studies
-        self._told: OrderedDict[str, Told] = OrderedDict()
+        self._told = Shelf(_REMEMBERED)
 
     def page(self, name: str, search: str) -> list[Any]:
-        """The page of a study, drawn."""
+        """The page of a study."""
         choice = Choice.parse(search)
-        version, whole = self._studies.view(name, Choice())
-        _, view = self._studies.view(name, choice)
-        at = pages.at_choice(view, choice)
-        said = texts.texts(name, self._studies, view, at)
-        figures, drawn = self.tab(name, choice.query)
-        return pages.study_page(name, version, choice, view, whole, said, figures, drawn)
+        _, whole = self._studies.view(name, Choice())
+        told = self._tell(name, choice)
+        figures = pages.figure_blocks(told.view, choice.tab, told.figures)
+        store = {"drawn": told.token, "version": told.version}
+        return pages.study_page(name, choice, whole, told.parts, figures, store)
 
-    def tab(self, name: str, query: str) -> tuple[Any, str]:
-        """The figures of a tab, and what is remembered of them."""
-        choice = Choice.parse(query)
-        token, (figures, _) = self._draw(name, choice)
-        _, view = self._studies.view(name, choice)
-        return pages.figure_blocks(view, choice.tab, figures), token
+    def tab(self, name: str, choice: Choice) -> tuple[Any, str]:
+        """The figures of a tab, and the token."""
+        told = self._tell(name, choice)
+        return pages.figure_blocks(told.view, choice.tab, told.figures), told.token
 
-    def news(self, name: str, query: str, drawn: str, keys: list[str]) -> list[Any]:
-        """What has changed since something was drawn: figures by key, texts, and the token."""
-        choice = Choice.parse(query)
-        before = self._told.get(drawn)
-        token, (figures, said) = self._draw(name, choice)
-        if token == drawn or set(keys) - figures.keys():
+    def news(self, name: str, choice: Choice, token: str, keys: Sequence[str]) -> list[Any]:
+        """What has changed since a token: figures by these keys, parts, and the new token."""
+        told = self._tell(name, choice)
+        # Figures of another tab are on their way.
+        if told.token == token or set(keys) != told.figures.keys():
             raise dash.exceptions.PreventUpdate
-        old_figures, old_texts = before or ({}, {})
-        told = [
-            (changes(old_figures[key], figures[key]) or no_update)
-            if key in old_figures
-            else figures[key]
+        before = self._told.get(token, Told("", "", told.view, {}, {}))
+        figures = [
+            (changes(before.figures[key], told.figures[key]) or no_update)
+            if key in before.figures
+            else told.figures[key]
             for key in keys
         ]
-        _, view = self._studies.view(name, choice)
-        parts = texts.texts(name, self._studies, view, pages.at_choice(view, choice))
-        shown = [
-            no_update if old_texts.get(key) == text else parts[key] for key, text in said.items()
+        parts = [
+            no_update if as_json(before.parts.get(place)) == as_json(part) else part
+            for place, part in told.parts.items()
         ]
-        return [told, *shown, pages.csv_path(name, choice), token]
+        return [figures, *parts, pages.csv_path(name, choice), told.token]
 
-    def _draw(self, name: str, choice: Choice) -> tuple[str, Told]:
+    def _tell(self, name: str, choice: Choice) -> Told:
         version, view = self._studies.view(name, choice)
         token = "|".join((name, version, replace(choice, trial=None).query))
-        if token not in self._told:
+        told: Told | None = self._told.get(token)
+        if told is None:
             at = pages.at_choice(view, choice)
-            said = texts.texts(name, self._studies, view, at)
             # The budget that is looked at is one of the front; the search had the study's.
             figures = draw(at if choice.tab == "front" else view, choice.tab)
-            self._told[token] = figures, {key: texts.as_json(part) for key, part in said.items()}
-            while len(self._told) > _REMEMBERED:
-                self._told.popitem(last=False)
-        return token, self._told[token]
+            parts = texts(name, self._studies, view, at)
+            told = Told(token, version, view, figures, parts)
+        self._told.keep(token, told)
+        return told
 
     def detail(self, name: str, number: int) -> Any:
         """A trial, with its curve as far as it is."""
@@ -93,7 +107,7 @@ class Teller:
             ]
         reached = [each.get(QUALITY) for each in self._studies.curve(name, number)]
         curve = _curve([value for value in reached if value is not None])
-        return texts.trial_detail(trial, curve)
+        return trial_detail(trial, curve)
 
 
 def _curve(values: list[float]) -> Figure | None:
@@ -170,7 +184,7 @@ def _follow(app: dash.Dash, studies: Studies, teller: Teller) -> None:
         prevent_initial_call=True,
     )
     def draw_tab(tab: str, name: str, query: str) -> Any:
-        return teller.tab(name, replace(Choice.parse(query), tab=tab).query)
+        return teller.tab(name, replace(Choice.parse(query), tab=tab))
 
     @app.callback(
         Output({"type": "figure", "key": ALL}, "figure"),
@@ -187,11 +201,9 @@ def _follow(app: dash.Dash, studies: Studies, teller: Teller) -> None:
         State({"type": "figure", "key": ALL}, "id"),
         prevent_initial_call=True,
     )
-    def tell(_: str, query: str, name: str, drawn: str | None, ids: list[dict[str, str]]) -> Any:
-        if drawn is None:
-            raise dash.exceptions.PreventUpdate
+    def tell(_: str, query: str, name: str, drawn: str, ids: list[dict[str, str]]) -> Any:
         try:
-            return teller.news(name, query, drawn, [each["key"] for each in ids])
+            return teller.news(name, Choice.parse(query), drawn, [each["key"] for each in ids])
         except UserError:
             raise dash.exceptions.PreventUpdate from None
 
@@ -276,13 +288,13 @@ def _list(app: dash.Dash, studies: Studies) -> None:
             rows, table = [], pages.problem(str(error))
         else:
             table = (
-                pages.list_table(rows)
+                list_table(rows)
                 if rows
                 else pages.problem(
                     f"{studies.where}: there is no study; start one with python -m study.run"
                 )
             )
-        now = texts.as_json(table)
+        now = as_json(table)
         if now == shown:
             raise dash.exceptions.PreventUpdate
         return table, now
@@ -308,9 +320,7 @@ def _compare(app: dash.Dash, studies: Studies) -> None:
         views = [view for *_, view in found if view.front]
         if not views:
             return html.P("Choose studies that have a front.", className="none"), None, now
-        graph = dcc.Graph(
-            figure=compare_figure(views), config=texts.GRAPH, style={"height": "440px"}
-        )
+        graph = dcc.Graph(figure=compare_figure(views), config=GRAPH, style={"height": "440px"})
         label = {"aria-label": "The fronts of the chosen studies"}
         return html.Div(graph, className="figure", role="img", **label), None, now
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dashboards.live.figures import TABS
 from dashboards.queries import StudyView
 from study.records import StudyRecord, TrialRecord
 
@@ -51,7 +52,7 @@ class Choice:
             if name.startswith("p.") and dots:
                 spans[name[2:]] = _number(low), _number(high)
         return cls(
-            tab=asked.get("tab", ["front"])[0],
+            tab=tab if (tab := asked.get("tab", [""])[0]) in TABS else "front",
             budget=whole("budget"),
             trial=whole("trial"),
             outcomes=tuple(asked.get("outcome", ())),
@@ -118,12 +119,6 @@ def at_budget(view: StudyView, budget: int) -> StudyView:
     chosen = [trial for trial in view.complete if trial.number in inside]
     best = max(chosen, key=lambda trial: (trial.quality, -(trial.memory or 0)), default=None)
     return replace(view, budget=budget, trials=trials, front=front, best=best)
-
-
-def losses_of(record: StudyRecord) -> list[str]:
-    """The losses that its trials have."""
-    names = {trial.config.get("loss", trial.params.get("loss")) for trial in record.trials}
-    return sorted(str(name) for name in names if name is not None)
 
 
 def numeric(values: Sequence[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from dash import dcc, html
 from dash.development.base_component import Component
@@ -11,16 +10,11 @@ from dashboards.live.choice import MIB, Choice, at_budget
 from dashboards.live.controls import filters, slider
 from dashboards.live.figures import TABS, Figure, figures_of, note_of
 from dashboards.live.studies import Studies
-from dashboards.live.texts import GRAPH, Texts, table
+from dashboards.live.texts import GRAPH, Texts
 from dashboards.notes import notes
 from dashboards.queries import StudyView
 
 _LIVE = {"aria-live": "polite"}
-
-
-def path_of(name: str) -> str:
-    """Where the page of a study is."""
-    return f"/study/{urllib.parse.quote(name, safe='')}"
 
 
 def problem(sentence: str) -> Component:
@@ -44,55 +38,29 @@ def list_page(studies: Studies) -> list[Component]:
     ]
 
 
-def list_table(rows: Sequence[Mapping[str, Any]]) -> Component:
-    """A row for a study: its name, and what is known of it."""
-    head = ["Study", "Data set", "Trials", "NDCG@10, validation", "Peak memory", "State"]
-    body = [
-        html.Tr(
-            [
-                html.Td(dcc.Link(row["name"], href=path_of(row["name"])), className="text"),
-                *(html.Td(row.get(key, "")) for key in ("data", "trials", "quality", "memory")),
-                html.Td(row["state"]),
-            ]
-        )
-        for row in rows
-    ]
-    return html.Div(
-        [
-            table(head, body, "Table of studies"),
-            html.P(dcc.Link("Compare studies", href="/compare"), className="after"),
-        ]
-    )
-
-
 def study_page(
     name: str,
-    version: str,
     choice: Choice,
-    view: StudyView,
     whole: StudyView,
-    texts: Texts,
+    parts: Texts,
     figures: Component,
-    drawn: str,
+    store: Mapping[str, str],
 ) -> list[Component]:
     """The page of a study.
 
     Args:
         name: The study.
-        version: As of when it is.
         choice: What is looked at.
-        view: The trials that are chosen.
-        whole: All of them.
-        texts: See `texts`.
+        whole: The study with all trials.
+        parts: See `texts`.
         figures: See `figure_blocks`.
-        drawn: What is remembered of what is drawn.
+        store: What the browser keeps, by name.
     """
-    kicker = notes(tuple(view.objectives[1:]))["kicker"]
+    kicker = notes(tuple(whole.objectives[1:]))["kicker"]
     tabs = [{"label": label, "value": tab} for tab, label in TABS.items()]
     return [
         dcc.Store(id="study", data=name),
-        dcc.Store(id="version", data=version),
-        dcc.Store(id="drawn", data=drawn),
+        *(dcc.Store(id=key, data=value) for key, value in store.items()),
         dcc.Store(id="trial", data=choice.trial),
         dcc.Store(id="choice", data=choice.query),
         dcc.Interval(id="tick", interval=1000),
@@ -104,15 +72,15 @@ def study_page(
                 ),
                 html.H1(name),
                 html.Div(id="problem"),
-                html.P(texts["summary"], id="summary", className="summary", **_LIVE),
-                html.Div(texts["facts"], id="facts"),
+                html.P(parts["summary"], id="summary", className="summary", **_LIVE),
+                html.Div(parts["facts"], id="facts"),
             ]
         ),
         html.Section(
             [
                 html.H2("What fits"),
                 slider(whole, choice),
-                html.Div(texts["recommended"], id="recommended", **_LIVE),
+                html.Div(parts["recommended"], id="recommended", **_LIVE),
             ]
         ),
         html.Section(
@@ -139,8 +107,8 @@ def study_page(
         ),
         html.Section(
             [
-                html.H2("The trials of the front" if len(view.objectives) > 1 else "The best"),
-                html.Div(texts["table"], id="table", className="long"),
+                html.H2("The trials of the front" if len(whole.objectives) > 1 else "The best"),
+                html.Div(parts["table"], id="table", className="long"),
                 html.Label(
                     [
                         html.Span("Show trial"),

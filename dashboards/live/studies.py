@@ -1,6 +1,5 @@
 """The studies that the app shows, read again where they have changed."""
 
-import contextlib
 import hashlib
 import threading
 import time
@@ -53,10 +52,10 @@ class Studies:
         self.output_dir = output_dir
         self._tracking_store = tracking_store
         self._ledgers: dict[str, Ledger] = {}
-        self._snapshots: OrderedDict[str, Snapshot] = OrderedDict()
-        self._views: OrderedDict[tuple[str, str, str], StudyView] = OrderedDict()
+        self._snapshots = Shelf(_KEPT)
+        self._views = Shelf(_KEPT)
         self._rows: dict[str, tuple[str, dict[str, Any]]] = {}
-        self._lock = threading.RLock()
+        self._locks: dict[str, threading.RLock] = {}
 
     @property
     def where(self) -> str:
@@ -96,14 +95,14 @@ class Studies:
         Raises:
             UserError: There is no such study, or it cannot be read.
         """
-        with self._lock:
+        with self._reading(name):
             version = self.version(name)
-            before = self._snapshots.pop(name, None)
+            before: Snapshot | None = self._snapshots.get(name)
             if before is None or before.version != version:
                 with explained(self._url(name)):
                     known = before.record if before else None
                     before = Snapshot(version, read(self._ledger(name), known=known))
-            _keep(self._snapshots, name, before)
+            self._snapshots.keep(name, before)
             return before
 
     def view(self, name: str, choice: Choice) -> tuple[str, StudyView]:
@@ -112,13 +111,14 @@ class Studies:
         Raises:
             UserError: There is no such study, or it cannot be read.
         """
-        with self._lock:
+        with self._reading(name):
             now = self.snapshot(name)
             key = name, now.version, choice.filters.query
-            if key not in self._views:
-                chosen = choice.of(now.record)
-                _keep(self._views, key, build_view(chosen, self._tracking_store))
-            return now.version, self._views[key]
+            view = self._views.get(key)
+            if view is None:
+                view = build_view(choice.of(now.record), self._tracking_store)
+            self._views.keep(key, view)
+            return now.version, view
 
     def rows(self) -> list[dict[str, Any]]:
         """What the list of studies says of each; of those yet to be read little, for a moment.
@@ -128,12 +128,6 @@ class Studies:
         """
         begin = time.monotonic()
         return [self._row(name, time.monotonic() - begin > _PATIENCE) for name in self.names()]
-
-    def read_ahead(self) -> None:
-        """Reads what it has room for; what goes wrong is said when a page is asked for."""
-        with contextlib.suppress(UserError):
-            for name in self.names()[:_KEPT]:
-                self._row(name, False)
 
     def _row(self, name: str, in_a_hurry: bool) -> dict[str, Any]:
         try:
@@ -152,11 +146,15 @@ class Studies:
         with explained(self._url(name)):
             return [epoch.metrics for epoch in self._ledger(name).epochs(number)]
 
+    def _reading(self, name: str) -> threading.RLock:
+        """Held while a study is read: nobody reads it twice, and others are read meanwhile."""
+        return self._locks.setdefault(name, threading.RLock())
+
     def _url(self, name: str) -> str:
         return self.storage or default_storage(self.output_dir, name)
 
     def _ledger(self, name: str) -> Ledger:
-        with self._lock:
+        with self._reading(name):
             if name not in self._ledgers:
                 names = self.names()
                 if name not in names:
@@ -185,8 +183,18 @@ def _row(record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _keep(shelf: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    """Puts a value onto a shelf that has no room for more than some."""
-    shelf[key] = value
-    while len(shelf) > _KEPT:
-        shelf.popitem(last=False)
+class Shelf(OrderedDict[Any, Any]):
+    """Keeps what was put there last, as many things as there is room for."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._lock = threading.Lock()
+
+    def keep(self, key: Any, value: Any) -> None:
+        """Puts a value onto the shelf, or an old one to the front."""
+        with self._lock:
+            self[key] = value
+            self.move_to_end(key)
+            while len(self) > self._room:
+                self.popitem(last=False)

@@ -2,8 +2,9 @@
 
 import json
 import shlex
+import urllib.parse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dash import dcc, html
@@ -49,6 +50,32 @@ def table(head: Sequence[str], body: Sequence[Component], label: str) -> Compone
         tabIndex=0,
         role="region",
         **{"aria-label": label},
+    )
+
+
+def path_of(name: str) -> str:
+    """Where the page of a study is."""
+    return f"/study/{urllib.parse.quote(name, safe='')}"
+
+
+def list_table(rows: Sequence[Mapping[str, Any]]) -> Component:
+    """A row for a study: its name, and what is known of it."""
+    head = ["Study", "Data set", "Trials", "NDCG@10, validation", "Peak memory", "State"]
+    body = [
+        html.Tr(
+            [
+                html.Td(dcc.Link(row["name"], href=path_of(row["name"])), className="text"),
+                *(html.Td(row.get(key, "")) for key in ("data", "trials", "quality", "memory")),
+                html.Td(row["state"]),
+            ]
+        )
+        for row in rows
+    ]
+    return html.Div(
+        [
+            table(head, body, "Table of studies"),
+            html.P(dcc.Link("Compare studies", href="/compare"), className="after"),
+        ]
     )
 
 
