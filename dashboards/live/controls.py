@@ -34,7 +34,6 @@ def slider(whole: StudyView, choice: Choice) -> Component:
                 max=most,
                 step=max(1, (most - least) // 400),
                 value=most if choice.budget is None else choice.budget,
-                debounce=0.1,
             ),
         ],
         className="slider",

@@ -21,9 +21,15 @@ function settle(pairs) {
   return query ? "?" + query : "";
 }
 
+let moves = 0;
+
 window.dash_clientside.live = {
-  choose(tab, budget, outcomes, losses, lows, highs, words, trial,
+  async choose(tab, budget, outcomes, losses, lows, highs, words, trial,
          most, allOutcomes, allLosses, spans, named, allWords) {
+    // While the slider moves nothing is asked for.
+    const move = ++moves;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    if (move !== moves) return window.dash_clientside.no_update;
     const pairs = [];
     const some = (name, chosen, options) => {
       if (chosen.length < options.length) for (const one of chosen) pairs.push([name, one]);
