@@ -7,10 +7,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import optuna
 import sqlalchemy as sa
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.distributions import distribution_to_json as to_json
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from objectives.config import TrialConfig
 from study.ledger import Ledger, connect, default_storage
@@ -19,7 +24,7 @@ _BEGAN = datetime(2026, 1, 1)
 _EPOCHS = 20
 _GIB = 2**30
 
-_SPACE = {
+_SPACE: dict[str, BaseDistribution] = {
     "loss": CategoricalDistribution(["cce-", "cce"]),
     "negatives": IntDistribution(64, 4096, log=True),
     "batch_size": IntDistribution(8, 4096, log=True),
@@ -47,28 +52,22 @@ def make_study(folder: Path, name: str, trials: int) -> Ledger:
         "request": {"data": "synthetic"},
     }
     ledger = Ledger.create(connect(url), name, identity)
-    engine = sa.create_engine(url)
     tables = sa.MetaData()
-    tables.reflect(engine)
-    draw = random.Random(name)
+    tables.reflect(ledger.engine)
     rows: dict[str, list[dict[str, Any]]] = {}
     for number in range(trials):
-        _add_trial(rows, draw, number, ledger.study_id)
-    with engine.begin() as connection:
+        for table, row in _rows(number, ledger.study_id):
+            rows.setdefault(table, []).append(row)
+    with ledger.engine.begin() as connection:
         for table, values in rows.items():
             connection.execute(sa.insert(tables.tables[table]), values)
-    engine.dispose()
     return ledger
 
 
-def _add_trial(
-    rows: dict[str, list[dict[str, Any]]], draw: random.Random, number: int, study: str
-) -> None:
-    def add(table: str, **values: Any) -> None:
-        rows.setdefault(table, []).append(values)
-
-    trial = {"trial_id": number + 1}
-    params = {
+def trial_of(number: int) -> FrozenTrial:
+    """A trial that has ended; all that is in it follows from its number."""
+    draw = random.Random(number)
+    params: dict[str, Any] = {
         "loss": draw.choice(["cce-", "cce"]),
         "negatives": round(2 ** draw.uniform(6, 12)),
         "batch_size": round(2 ** draw.uniform(3, 12)),
@@ -79,47 +78,59 @@ def _add_trial(
     memory = round((1 + 31 * share**4 * draw.uniform(0.7, 1.3)) * _GIB)
     fits = memory <= 24 * _GIB
     outcome = "infeasible" if not fits else "pruned" if draw.random() < 0.3 else "complete"
-    began = _BEGAN + timedelta(minutes=number)
-    ended = began + timedelta(seconds=50)
-    state = "COMPLETE" if outcome == "complete" else "PRUNED"
-    times = {"datetime_start": began, "datetime_complete": ended}
-    add("trials", **trial, number=number, study_id=1, state=state, **times)
-    for name, value in params.items():
-        stored = _SPACE[name].to_internal_repr(value)
-        text = to_json(_SPACE[name])
-        add("trial_params", **trial, param_name=name, param_value=stored, distribution_json=text)
-    names = [
+    metrics = [
         f"{split}/{metric}_at_{k}"
         for split in ("val", "test")
         for metric in ("ndcg", "hit_rate", "mrr")
         for k in (1, 5, 10)
     ]
-    config = {} if not fits else TrialConfig.from_flat(params).flat()
     result = {
         "outcome": outcome,
         "reason": "predicted" if not fits else "dominated" if outcome == "pruned" else "",
-        "config": config,
+        "config": TrialConfig.from_flat(params).flat() if fits else {},
         "peak_memory": memory,
         "at_least": False,
         "peak_reserved": memory + _GIB,
         "seconds": 50.0,
-        "epochs": _EPOCHS,
-        "metrics": {name: round(quality * draw.uniform(0.5, 1), 6) for name in names},
+        "epochs": _EPOCHS if fits else 0,
+        "metrics": {name: round(quality * draw.uniform(0.5, 1), 6) for name in metrics},
         "tags": {"seed": str(number), "gpu": "NVIDIA H200", "torch": "2.12.0", "commit": "0" * 40},
-    }  # fmt: skip
-    for key, value in {"worker": "vm:1:1.0", "seed": number, "result": result}.items():
-        add("trial_user_attributes", **trial, key=key, value_json=json.dumps(value))
-    if outcome == "complete":
-        for objective, value in enumerate((quality, float(memory))):
-            place = {"objective": objective, "value": value, "value_type": "FINITE"}
-            add("trial_values", **trial, **place)
+    }
+    return create_trial(
+        state=TrialState.COMPLETE if outcome == "complete" else TrialState.PRUNED,
+        params=params,
+        distributions=_SPACE,
+        values=[quality, float(memory)] if outcome == "complete" else None,
+        user_attrs={"worker": "vm:1:1.0", "seed": number, "result": result},
+    )
+
+
+def _rows(number: int, study: str) -> list[tuple[str, dict[str, Any]]]:
+    """The trial as Optuna and the ledger keep it: rows by the names of their tables."""
+    made = trial_of(number)
+    began = _BEGAN + timedelta(minutes=number)
+    key = {"trial_id": number + 1}
+    state = {"number": number, "study_id": 1, "state": made.state.name}
+    times = {"datetime_start": began, "datetime_complete": began + timedelta(seconds=50)}
+    rows: list[tuple[str, dict[str, Any]]] = [("trials", {**key, **state, **times})]
+    for name, distribution in _SPACE.items():
+        stored = {
+            "param_value": distribution.to_internal_repr(made.params[name]),
+            "distribution_json": distribution_to_json(distribution),
+        }
+        rows.append(("trial_params", {**key, "param_name": name, **stored}))
+    for name, value in made.user_attrs.items():
+        attribute = {"key": name, "value_json": json.dumps(value)}
+        rows.append(("trial_user_attributes", {**key, **attribute}))
+    for objective, value in enumerate(made.values or ()):
+        stored = {"objective": objective, "value": value, "value_type": "FINITE"}
+        rows.append(("trial_values", {**key, **stored}))
+    ours = {"study": study, "number": number}
     run = {"run_id": uuid.UUID(int=number).hex, "epochs_sent": _EPOCHS, "closed": True}
-    add("paretocut_runs", study=study, number=number, **run)
-    for epoch in range(1, _EPOCHS + 1 if fits else 1):
-        metrics = {"val/ndcg_at_10": round(quality * (1 - 0.7**epoch), 6)}
-        when = datetime.now(UTC)
-        add("paretocut_epochs", study=study, number=number, epoch=epoch, recorded_at=when,
-            metrics=metrics)  # fmt: skip
-
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+    rows.append(("paretocut_runs", {**ours, **run}))
+    quality = made.user_attrs["result"]["metrics"]["val/ndcg_at_10"]
+    for epoch in range(1, made.user_attrs["result"]["epochs"] + 1):
+        reached = {"val/ndcg_at_10": round(quality * (1 - 0.7**epoch), 6)}
+        when = {"epoch": epoch, "recorded_at": datetime.now(UTC), "metrics": reached}
+        rows.append(("paretocut_epochs", {**ours, **when}))
+    return rows

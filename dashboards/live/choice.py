@@ -1,12 +1,14 @@
 """What of a study somebody looks at: it stands in the address of the page."""
 
+import math
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dashboards.live.figures import TABS
-from dashboards.queries import StudyView
+from dashboards.queries import Group, StudyView
+from study.front import pareto_front, point_of
 from study.records import StudyRecord, TrialRecord
 
 MIB = 2**20
@@ -108,17 +110,32 @@ class Choice:
 
 def at_budget(view: StudyView, budget: int) -> StudyView:
     """The view with the front and the best of what a smaller budget in bytes has room for."""
-    front = tuple(trial for trial in view.front if (trial.memory or 0) <= budget)
-    inside = {trial.number for trial in view.complete if (trial.memory or 0) <= budget}
-    trials = tuple(
-        replace(trial, group="infeasible")
-        if trial.quality is not None and trial.number not in inside
+    inside = [trial for trial in view.complete if (trial.memory or 0) <= budget]
+    # Of trials that are equal in the objectives, the one of less memory.
+    inside.sort(key=lambda trial: trial.memory or 0)
+    points = [
+        point_of(view.objectives, trial.quality or 0, trial.memory or 0, trial.seconds or math.inf)
+        for trial in inside
+    ]
+    groups: dict[int, Group] = {trial.number: "infeasible" for trial in view.complete}
+    groups |= dict.fromkeys((trial.number for trial in inside), "dominated")
+    chosen: Group = "front" if len(view.objectives) > 1 else "best"
+    numbers = [inside[index].number for index in pareto_front(points)]
+    groups |= dict.fromkeys(numbers, chosen)
+    trials = {
+        trial.number: replace(trial, group=group)
+        if (group := groups.get(trial.number, trial.group)) != trial.group
         else trial
         for trial in view.trials
+    }
+    best = max(inside, key=lambda trial: trial.quality or 0, default=None)
+    return replace(
+        view,
+        budget=budget,
+        trials=tuple(trials.values()),
+        front=tuple(trials[number] for number in numbers),
+        best=None if best is None else trials[best.number],
     )
-    chosen = [trial for trial in view.complete if trial.number in inside]
-    best = max(chosen, key=lambda trial: (trial.quality, -(trial.memory or 0)), default=None)
-    return replace(view, budget=budget, trials=trials, front=front, best=best)
 
 
 def numeric(values: Sequence[Any]) -> bool:
