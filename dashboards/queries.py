@@ -252,12 +252,13 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _with_sound_numbers(trial: TrialRecord) -> TrialRecord:
     """The trial without numbers that cannot be drawn; without a sound quality it has diverged."""
     memory = int(trial.peak_memory) if _is_number(trial.peak_memory) else None
-    sound = replace(
-        trial,
-        peak_memory=memory,
-        seconds=trial.seconds if _is_number(trial.seconds) else None,
-        metrics={name: value for name, value in trial.metrics.items() if _is_number(value)},
-    )
+    seconds = trial.seconds if _is_number(trial.seconds) else None
+    metrics = trial.metrics
+    if not all(map(_is_number, metrics.values())):
+        metrics = {name: value for name, value in metrics.items() if _is_number(value)}
+    sound = trial
+    if (memory, seconds) != (trial.peak_memory, trial.seconds) or metrics is not trial.metrics:
+        sound = replace(trial, peak_memory=memory, seconds=seconds, metrics=metrics)
     if trial.outcome != "complete" or (_is_number(trial.quality) and memory is not None):
         return sound
     missing = "its quality is not a finite number" if memory else "its peak memory is not known"

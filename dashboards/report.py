@@ -37,12 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         help="where to write it, .html; or the trials as .csv or .json, or the figure of the "
         "front as .png or .svg (default: report.html in the study's folder)",
     )
-    parser.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow server or store that the runs are in; also MLFLOW_TRACKING_URI (default: "
-        "SQLite in the output folder)",
-    )
+    cli.add_tracking_flag(parser)
     return cli.main(parser, _report, argv)
 
 

@@ -48,6 +48,9 @@ LOSS_COLORS = {
 }
 """Found by search: as far apart as can be for every kind of colour vision, on light and dark."""
 
+MANY = 2_000
+"""Points of a trace above which they are drawn and described in a shorter way."""
+
 
 def figure(height: int) -> go.Figure:
     """An empty figure in the style of the page, which sets text and grid colours itself."""
@@ -172,7 +175,12 @@ def full_hover(trial: TrialView) -> str:
 
 
 def hovers(trials: Sequence[TrialView]) -> dict[str, Any]:
-    """The properties of a trace whose points say all that is known of their trials."""
+    """The properties of a trace whose points say all that is known of their trials.
+
+    Of many trials they say where they stand: as much text again as there is data is slow.
+    """
+    if len(trials) > MANY:
+        return {"hovertemplate": template(trials[0].group, "NDCG@10 %{y:.4f}", "at %{x:.4~g}")}
     return {"hoverinfo": "text", "hovertext": [full_hover(trial) for trial in trials]}
 
 

@@ -43,6 +43,11 @@ def add_study_flags(parser: argparse.ArgumentParser, *, several: bool = False) -
         help="the study (default: the only one)"
         + ("; again for another beside it" if several else ""),
     )
+    add_storage_flags(parser)
+
+
+def add_storage_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where studies are."""
     parser.add_argument(
         "--output-dir",
         metavar="FOLDER",
@@ -55,6 +60,16 @@ def add_study_flags(parser: argparse.ArgumentParser, *, several: bool = False) -
         metavar="URL",
         default=os.environ.get("PARETOCUT_STORAGE") or os.environ.get("OPTUNA_STORAGE"),
         help="database of the study; also OPTUNA_STORAGE (default: in the study's folder)",
+    )
+
+
+def add_tracking_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says where MLflow has the runs."""
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or store that the runs are in; also MLFLOW_TRACKING_URI (default: "
+        "SQLite in the output folder)",
     )
 
 
