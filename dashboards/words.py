@@ -130,16 +130,20 @@ def _larger(view: StudyView, best: TrialView) -> str:
 
 def what_mattered(view: StudyView) -> str:
     """The setting that decides most of quality, and of memory; empty where it cannot be said."""
-    quality, memory = importances(view, "quality"), importances(view, "memory")
     texts = []
-    for of, shares in (("quality", quality), ("peak memory", memory)):
+    for of, shares in (
+        ("quality", importances(view, "quality")),
+        ("peak memory", importances(view, "memory")),
+    ):
         if shares:
             (first, share), *others = shares.items()
-            text = f"For {of} {first} mattered most, with {share:.0%} of the importance"
+            text = f"for {of} {first} mattered most ({share:.0%} of all importance)"
             if others and round(others[0][1], 2) > 0:
-                text += f", then {others[0][0]} with {others[0][1]:.0%}"
-            texts.append(f"{text}.")
-    return " ".join(texts)
+                text += f", then {others[0][0]} ({others[0][1]:.0%})"
+            texts.append(text)
+    if not texts:
+        return ""
+    return f"By the {len(view.complete)} trials that trained to their end, {'; '.join(texts)}."
 
 
 def answers(view: StudyView) -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ def report(tmp_path: Path, mixed: StudyRecord) -> Path:
 def test_report_is_drawn_and_fits(browser: Browser, report: Path, width: int) -> None:
     page, seen = show(browser, report, width)
     assert seen == []
-    assert page.locator(".figure").count() == 5
+    assert page.locator(".figure").count() == 6
     assert page.locator("#figure-front .points path").count() == 7
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for right in page.evaluate(

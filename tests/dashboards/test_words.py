@@ -186,8 +186,8 @@ def test_what_mattered(make_trial: MakeTrial, make_study: MakeStudy) -> None:
     space: dict[str, Any] = {"open": ["a", "b"], "space": {"a": [0, 3], "b": [0, 3]}}
     view = view_of(make_study(*trials, **space))
     assert what_mattered(view) == (
-        "For quality a mattered most, with 100% of the importance. For peak memory b mattered "
-        "most, with 100% of the importance."
+        "By the 16 trials that trained to their end, for quality a mattered most (100% of all "
+        "importance); for peak memory b mattered most (100% of all importance)."
     )
     assert what_mattered(view_of(make_study(*trials[:9], **space))) == ""
 
