@@ -80,8 +80,10 @@ def points(
 ) -> go.Scatter:
     """The trials of one group at the given places, each with its number as custom data."""
     mark = MARKS[group]
-    # A bound from below points to where the true peak is.
-    symbols = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
+    symbol: str | list[str] = mark.symbol
+    if any(trial.at_least for trial in trials):
+        # A bound from below points to where the true peak is.
+        symbol = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
     return go.Scatter(
         x=x,
         y=y,
@@ -90,7 +92,7 @@ def points(
         marker={
             "color": mark.color,
             "size": mark.size,
-            "symbol": symbols,
+            "symbol": symbol,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },
