@@ -1,6 +1,6 @@
 """Trials read straight from Optuna's tables: one query for each table, however many trials.
 
-Optuna's own way takes 20 s for 10,000 trials, where this takes one.
+For 10,000 trials it takes a fifth of what Optuna's own way does (1.7 against 9.2 s, busy core).
 """
 
 import functools

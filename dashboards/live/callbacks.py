@@ -107,7 +107,7 @@ class Teller:
             ]
         reached = [each.get(QUALITY) for each in self._studies.curve(name, number)]
         curve = _curve([value for value in reached if value is not None])
-        return trial_detail(trial, curve)
+        return trial_detail(trial, curve, self._studies.mlflow_answers())
 
 
 def _curve(values: list[float]) -> Figure | None:

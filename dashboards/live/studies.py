@@ -17,10 +17,12 @@ from study.budget import format_bytes
 from study.ledger import Ledger, connect, default_storage, explained, hide_password
 from study.records import StudyRecord, read
 from study.stored import fingerprint
+from study.tracking import check_server
 
 _KEPT = 8
 """Studies that are kept in memory as they were read."""
 
+_MLFLOW_SECONDS = 30.0
 _PATIENCE = 1.0
 """Seconds after which the list of studies is shown as far as it is known."""
 
@@ -54,6 +56,8 @@ class Studies:
         self._ledgers: dict[str, Ledger] = {}
         self._snapshots = Shelf(_KEPT)
         self._views = Shelf(_KEPT)
+        self._mlflow_answers = False
+        self._ask_mlflow_at = 0.0
         self._rows: dict[str, tuple[str, dict[str, Any]]] = {}
         self._locks: dict[str, threading.RLock] = {}
 
@@ -140,6 +144,17 @@ class Studies:
         except UserError as error:
             return {"name": name, "state": str(error)}
         return self._rows[name][1]
+
+    def mlflow_answers(self) -> bool:
+        """Whether MLflow's server does, if it is one; it is asked twice a minute at most."""
+        if time.monotonic() >= self._ask_mlflow_at:
+            try:
+                check_server(self._tracking_store)
+                self._mlflow_answers = True
+            except UserError:
+                self._mlflow_answers = False
+            self._ask_mlflow_at = time.monotonic() + _MLFLOW_SECONDS
+        return self._mlflow_answers
 
     def curve(self, name: str, number: int) -> list[dict[str, float]]:
         """The metrics of a trial after each of its epochs, as far as it is."""

@@ -172,16 +172,15 @@ def _front(view: StudyView, at: StudyView) -> Component:
     return table(head, body, "Table of trials")
 
 
-def trial_detail(trial: TrialView, curve: Figure | None) -> list[Component]:
-    """All that is known of a trial."""
+def trial_detail(trial: TrialView, curve: Figure | None, mlflow_answers: bool) -> list[Component]:
+    """All that is known of a trial; a link to its run where that would lead somewhere."""
     facts = [(name, text) for name, text in trial.facts if name != "MLflow run"]
     run: list[Component] = []
-    if trial.run_url is not None:
-        run = [
-            html.P(
-                html.A("Its run in MLflow", href=trial.run_url, target="_blank", rel="noopener")
-            )
-        ]
+    if trial.run_url is not None and not mlflow_answers:
+        run = [html.P("Its run in MLflow, which does not answer", className="off")]
+    elif trial.run_url is not None:
+        link = html.A("Its run in MLflow", href=trial.run_url, target="_blank", rel="noopener")
+        run = [html.P(link)]
     elif trial.run is not None:
         run = [html.P(["Its run in MLflow: ", html.Code(trial.run)])]
     parts = sorted(trial.memory_parts.items(), key=lambda part: -part[1])
