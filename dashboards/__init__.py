@@ -1,1 +1,1 @@
-"""What people look at: the figures of a study and its report."""
+"""What people look at: the figures of a study, its report and the live app."""

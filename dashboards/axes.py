@@ -45,6 +45,10 @@ class MemoryAxis:
         """Where so many bytes stand on the axis."""
         return memory / self.unit
 
+    def position(self, memory: float) -> float:
+        """The same for an annotation: alone in Plotly, these want the logarithm of their place."""
+        return math.log10(self.place(memory)) if self.log else self.place(memory)
+
     def places(self, trials: Sequence[TrialView]) -> list[float]:
         """Where the peaks of these trials stand, all of them known."""
         return [self.place(trial.memory) for trial in trials if trial.memory is not None]
@@ -59,7 +63,7 @@ class MemoryAxis:
         ends = self.place(self.low), self.place(self.high)
         if not self.log:
             return {"title": {"text": f"Peak memory, {self.unit_name}"}, "range": ends}
-        ticks = _powers_of_two(self.low, self.high)
+        ticks = powers_of_two(self.low, self.high)
         return {
             "title": {"text": "Peak memory"},
             "type": "log",
@@ -69,12 +73,19 @@ class MemoryAxis:
         }
 
 
-def memory_axis(trials: Sequence[TrialView], budget: int) -> MemoryAxis:
-    """The axis for the peaks of these trials; it reaches to the budget if they keep their room."""
+def memory_axis(trials: Sequence[TrialView], budget: int, log: bool | None = None) -> MemoryAxis:
+    """The axis for the peaks of these trials; it reaches to the budget if they keep their room.
+
+    Args:
+        trials: The trials.
+        budget: The study's budget in bytes.
+        log: Whether it is logarithmic (default: if the peaks span more than a factor 20).
+    """
     memories = [trial.memory for trial in trials if trial.memory is not None]
     least, most = (min(memories), max(memories)) if memories else (0, budget)
     unit = _GIB if most >= _GIB else _MIB
-    log = 0 < least * _MEMORY_LOG_SPAN < most
+    if log is None:
+        log = 0 < least * _MEMORY_LOG_SPAN < most
     # From 0 memory is compared best, unless all of the data is far from it.
     zero = least == most or least < 2 / 3 * most
     wide = _axis(unit, log, zero, min(least, budget), max(most, budget))
@@ -85,10 +96,23 @@ def memory_axis(trials: Sequence[TrialView], budget: int) -> MemoryAxis:
     return replace(near, budget="right" if budget > most else "left")
 
 
+def log_memory_axis(least: float, most: float, budget: int) -> MemoryAxis:
+    """A logarithmic axis from least to most bytes; the budget may lie beyond it, to the right."""
+    unit = _GIB if most >= _GIB else _MIB
+    axis = _axis(unit, True, False, least, max(most, 2 * least))
+    return axis if budget <= axis.high else replace(axis, budget="right")
+
+
+def linear_memory_axis(most: float, budget: int) -> MemoryAxis:
+    """An axis from 0 to most bytes and a margin; the budget may lie beyond it, to the right."""
+    axis = _axis(_GIB if most >= _GIB else _MIB, False, True, 0.0, 1.1 * most)
+    return axis if budget <= axis.high else replace(axis, budget="right")
+
+
 def _axis(unit: int, log: bool, zero: bool, least: float, most: float) -> MemoryAxis:
     """An axis with a margin around the data."""
     if log:
-        margin = (most / least) ** 0.1
+        margin = max(most / least, 1.5) ** 0.1
         return MemoryAxis(unit, log, least / margin, most * margin, "inside")
     low = 0.0 if zero else least - 0.1 * (most - least)
     return MemoryAxis(unit, log, low, most + 0.08 * (most - low), "inside")
@@ -111,7 +135,7 @@ def number_axis(values: Sequence[float]) -> dict[str, Any]:
     if len(distinct) <= 5:
         ticks: list[float] = list(distinct)
     elif log and all(isinstance(value, int) for value in distinct):
-        ticks = list(_powers_of_two(distinct[0], distinct[-1]))
+        ticks = list(powers_of_two(distinct[0], distinct[-1]))
     elif log:
         ticks = _decades(distinct[0], distinct[-1])
     else:
@@ -132,7 +156,8 @@ def time_axis(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _powers_of_two(low: float, high: float) -> list[int]:
+def powers_of_two(low: float, high: float) -> list[int]:
+    """Powers of two from low to high; of many as many as an axis has room for."""
     exponents = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
     return [2**exponent for exponent in exponents[:: math.ceil(len(exponents) / 7) or 1]]
 

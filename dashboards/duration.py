@@ -10,9 +10,6 @@ from dashboards.axes import time_axis, value_range
 from dashboards.queries import Group, StudyView
 from study.front import pareto_front
 
-_COLORS = ["#cfe5f7", "#0b3f73"]
-"""Of the quickest trial and of the longest; the rim of a mark is seen on any page."""
-
 
 def duration_figure(view: StudyView) -> go.Figure:
     """Complete trials by what they took; the line is the best quality within a time limit."""
@@ -62,7 +59,7 @@ def color_by_time(figure: go.Figure, view: StudyView, y: float) -> None:
     shares = [(scale(each) - low) / ((high - low) or 1.0) for each in seconds]
     figure.update_traces(
         marker={
-            "color": sample_colorscale(_COLORS, shares),
+            "color": sample_colorscale(theme.SHADES, shares),
             "opacity": 1,
             "line": {"width": 1.5, "color": theme.MARKS["front"].color},
         },
@@ -77,21 +74,7 @@ def color_by_time(figure: go.Figure, view: StudyView, y: float) -> None:
             "color": [low],
             "cmin": low,
             "cmax": high,
-            "colorscale": _COLORS,
-            "colorbar": {
-                "orientation": "h",
-                "thickness": 8,
-                "lenmode": "pixels",
-                "len": 160,
-                "x": 0,
-                "xanchor": "left",
-                "xpad": 0,
-                "y": y,
-                "yanchor": "bottom",
-                "ypad": 0,
-                "outlinewidth": 0,
-                "tickvals": [low, high] if low < high else [low],
-                "ticktext": [f"{end:.3g} s" for end in ends],
-            },
+            "colorscale": theme.SHADES,
+            "colorbar": theme.color_scale([f"{end:.3g} s" for end in ends], (low, high), y),
         },
     )

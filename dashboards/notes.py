@@ -49,16 +49,37 @@ def notes(costs: Costs) -> dict[str, str]:
         if costs
         else "the blue one is the best trial"
     )
+    which = "the trials on the front, with their numbers" if costs else "the best trial"
+    bold = (
+        "Those on the front are in colour, by loss where there are several: where they meet, they "
+        "agree. Up to"
+        if costs
+        else "The best is in colour, up to"
+    )
     return {
         "kicker": _KICKERS[costs],
         "front_title": "Pareto front" if costs else "Quality and memory",
         "front_note": f"A circle is a trial that trained to its end, and {_LINES[costs]}; trials "
         "without a quality stand in the strip below, at the memory that they took, were predicted "
         "to take or, as a triangle, took at least. A bar is a standard deviation of several "
-        "trainings to each side.",
-        "history_note": f"{history} the search has stopped finding anything better.",
+        "trainings to each side; a band lies between what the worst and the best of them reach.",
+        "history_note": f"{history} the search has stopped finding anything better. "
+        "Below, where there are any, the number of trials that ended without a quality.",
+        "timeline_note": "A row is a worker, a bar a trial from its start to its end, or to the "
+        "edge while it runs. Time without a worker, as between two commands, is left out; repeats "
+        "are not drawn.",
+        "importance_note": "How far the values of a setting among the best quarter of the trials "
+        "that trained to their end are from those among all of them, less what chance alone would "
+        "give (PED-ANOVA), in percent of all settings together: for the best quality, and for the "
+        "least memory. A setting that only some trials have is judged among these.",
         "parameters_note": "A parameter matters where its points rise or fall from left to right, "
         f"and {blue}.",
+        "parallel_note": "A line is a trial that trained to its end, from its settings down to "
+        f"its memory and its quality. {bold} 100 others are in grey.",
+        "losses_note": "The best quality found with each loss within a memory limit. A search "
+        "prefers what it finds good, so losses have had different numbers of trials.",
+        "curves_note": f"The quality after each epoch: of {which}, coloured by loss where there "
+        "are several, and of up to 100 others in grey. A mark stands where a trial ended early.",
         "table_title": "The trials of the front" if costs else "The best trial",
         "table_note": _ROWS[costs],
     }

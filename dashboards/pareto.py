@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,14 +10,16 @@ import plotly.graph_objects as go
 from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
 from dashboards.duration import color_by_time
+from dashboards.limits import draw_budget, draw_cards
 from dashboards.queries import WORDS, StudyView, TrialView
-from study.budget import format_bytes
 from study.front import pareto_front
 
 _PANE, _ROW, _GAP = 360, 26, 22
 """Pixels: the plot of quality, a row of the strip below it, and what is between them."""
 
 _TOP, _BOTTOM = 58, 56
+_LOSS_ROW = 19
+"""Pixels of a row of the legend of losses, of three on a phone."""
 _SCALE = 34
 """Pixels above the legend, where colours say what trials took."""
 
@@ -25,13 +27,18 @@ _NUMBER_SPACING = 0.06
 """Share of the axis between two trials of the front whose numbers do not overlap on a phone."""
 
 
-def pareto_figure(view: StudyView) -> go.Figure:
+def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
     """The front and every trial whose memory is known.
 
     Trials without a quality stand in a strip below, a row per outcome, at the memory that they
-    took, were predicted to take, or took at least.
+    took, were predicted to take, or took at least. Where a study has several losses, colours tell
+    them apart, unless they say how long trials took.
+
+    Args:
+        view: The study.
+        log: Whether the axis of memory is logarithmic (default: as `memory_axis` has it).
     """
-    axis = memory_axis(view.measured, view.budget)
+    axis = memory_axis(view.measured, view.budget, log)
     below = [trial for trial in view.measured if trial.quality is None]
     rows = [group for group in WORDS if any(trial.group == group for trial in below)]
     pane = _PANE if view.complete else 0
@@ -39,9 +46,11 @@ def pareto_figure(view: StudyView) -> go.Figure:
     plot = pane + gap + _ROW * len(rows) or _PANE
     timed = view.front and {"memory", "time"} <= set(view.objectives)
     top = _TOP + (_SCALE if timed else 0)
-    figure = theme.figure(plot + top + _BOTTOM)
+    losses = [] if timed else losses_of(view)
+    bottom = _BOTTOM + (_LOSS_ROW * -(-len(losses) // 3) + 8 if losses else 0)
+    figure = theme.figure(plot + top + bottom)
     figure.update_layout(
-        margin={"t": top, "b": _BOTTOM},
+        margin={"t": top, "b": bottom},
         xaxis=theme.axis(**axis.layout(), anchor="y2" if rows else "y"),
         yaxis=theme.axis(
             title={"text": "Validation NDCG@10"},
@@ -52,9 +61,12 @@ def pareto_figure(view: StudyView) -> go.Figure:
         showlegend=bool(view.of("dominated")),
         legend={"y": 1 + 26 / plot},
     )
-    _draw_budget(figure, view, axis)
+    draw_cards(figure, view.budget, axis)
+    draw_budget(figure, view.budget, axis)
     if view.front:
-        _draw_front(figure, view, axis)
+        _draw_front(figure, view, axis, losses)
+    if losses:
+        _explain_losses(figure, view, losses, plot)
     if timed:
         color_by_time(figure, view, 1 + _TOP / plot)
     dominated = view.of("dominated")
@@ -66,6 +78,8 @@ def pareto_figure(view: StudyView) -> go.Figure:
                 dominated,
                 axis.places(dominated),
                 quality,
+                _colors(dominated, losses),
+                showlegend=not losses,
                 **_error_bars(dominated),
                 **theme.hovers(dominated),
             )
@@ -78,6 +92,7 @@ def pareto_figure(view: StudyView) -> go.Figure:
                 trials,
                 axis.places(trials),
                 [row] * len(trials),
+                _colors(trials, losses),
                 yaxis="y2",
                 showlegend=False,
                 **theme.hovers(trials),
@@ -97,7 +112,48 @@ def pareto_figure(view: StudyView) -> go.Figure:
     return figure
 
 
-def _draw_front(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
+def losses_of(view: StudyView) -> list[str]:
+    """The losses of the trials that are drawn, in the order of their colours; none of only one."""
+    found = {trial.loss for trial in view.measured}
+    losses = [loss for loss in theme.LOSS_COLORS if loss in found]
+    return losses if len(losses) > 1 else []
+
+
+def _colors(trials: Sequence[TrialView], losses: Sequence[str]) -> list[str] | None:
+    if not losses:
+        return None
+    return [theme.LOSS_COLORS.get(trial.loss, theme.NEUTRAL) for trial in trials]
+
+
+def _explain_losses(figure: go.Figure, view: StudyView, losses: Sequence[str], plot: int) -> None:
+    """Legends of traces without points: of the shapes, in no loss's colour, and of the losses."""
+    nowhere: dict[str, Any] = {"x": [None], "y": [None], "mode": "markers"}
+    for group in ("front", "dominated"):
+        if view.of(group):
+            mark = theme.MARKS[group]
+            marker = {"symbol": mark.symbol, "size": mark.size, "color": theme.NEUTRAL}
+            figure.add_scatter(name=WORDS[group], marker=marker, **nowhere)
+    for loss in losses:
+        marker = {"symbol": "square", "size": 11, "color": theme.LOSS_COLORS[loss]}
+        figure.add_scatter(name=loss, marker=marker, legend="legend2", **nowhere)
+    figure.update_layout(
+        showlegend=True,
+        legend={"traceorder": "normal", "itemclick": False, "itemdoubleclick": False},
+        legend2={
+            "orientation": "h",
+            "x": 0,
+            "y": -50 / plot,
+            "yanchor": "top",
+            "entrywidth": 32,
+            "itemclick": False,
+            "itemdoubleclick": False,
+        },
+    )
+
+
+def _draw_front(
+    figure: go.Figure, view: StudyView, axis: MemoryAxis, losses: Sequence[str]
+) -> None:
     front = sorted(view.front, key=lambda trial: trial.memory or 0)
     x = axis.places(front)
     y = [trial.quality or 0.0 for trial in front]
@@ -105,19 +161,19 @@ def _draw_front(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
         # Beyond its last trial more memory buys nothing: the line goes on to the budget.
         end = max(axis.place(min(view.budget, axis.high)), x[-1])
         best = pareto_front(list(zip(y, x, strict=True)))
-        figure.add_trace(
-            theme.step(
-                [*(x[index] for index in best), end],
-                [*(y[index] for index in best), y[best[-1]]],
-                theme.MARKS["front"].color,
-            )
-        )
+        steps = [*(x[index] for index in best), end]
+        color = theme.NEUTRAL if losses else theme.MARKS["front"].color
+        if any(front[index].qualities for index in best):
+            _draw_attainment(figure, [front[index] for index in best], steps)
+        figure.add_trace(theme.step(steps, [*(y[index] for index in best), y[best[-1]]], color))
     figure.add_trace(
         theme.points(
             front[0].group,
             front,
             x,
             y,
+            _colors(front, losses),
+            showlegend=not losses,
             mode="markers+text",
             textfont={"size": 11},
             **_numbers(front, axis),
@@ -127,18 +183,52 @@ def _draw_front(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
     )
 
 
+def _draw_attainment(
+    figure: go.Figure, front: Sequence[TrialView], steps: Sequence[float]
+) -> None:
+    """A band between the fronts of the worst and of the best training of every trial."""
+    for worst in (True, False):
+        reached = accumulate(
+            (
+                (min if worst else max)(trial.qualities or (trial.quality or 0.0,))
+                for trial in front
+            ),
+            max,
+        )
+        line = list(reached)
+        figure.add_trace(
+            theme.step(
+                steps,
+                [*line, line[-1]],
+                theme.NEUTRAL,
+                line_width=0,
+                fill=None if worst else "tonexty",
+                fillcolor="rgba(138, 148, 160, 0.25)",
+            )
+        )
+
+
 def _ends(trial: TrialView) -> tuple[float, float]:
-    """Quality less and plus its standard deviation."""
+    """Quality less and plus its standard deviation, and that of every training between them."""
     assert trial.quality is not None
     spread = trial.spread or 0.0
-    return trial.quality - spread, trial.quality + spread
+    all_of_it = trial.quality - spread, trial.quality + spread, *trial.qualities
+    return min(all_of_it), max(all_of_it)
 
 
 def _error_bars(trials: Sequence[TrialView]) -> dict[str, Any]:
     """One standard deviation to both sides, where there were several trainings."""
     if not any(trial.spread for trial in trials):
         return {}
-    return {"error_y": {"array": [trial.spread or 0 for trial in trials], "thickness": 1.5}}
+    # Without caps, which a trial without several trainings would have, too.
+    return {
+        "error_y": {
+            "array": [trial.spread or 0 for trial in trials],
+            "thickness": 2,
+            "width": 0,
+            "color": theme.NEUTRAL,
+        }
+    }
 
 
 def _numbers(front: Sequence[TrialView], axis: MemoryAxis) -> dict[str, Any]:
@@ -155,29 +245,3 @@ def _numbers(front: Sequence[TrialView], axis: MemoryAxis) -> dict[str, Any]:
         ],
         "textposition": ["top left" if left else "top right" for left in lefts],
     }
-
-
-def _draw_budget(figure: go.Figure, view: StudyView, axis: MemoryAxis) -> None:
-    """A line at the budget, or a word at the edge beyond which it lies."""
-    text = f"budget {format_bytes(view.budget)}"
-    label = {"yref": "paper", "y": 1, "yanchor": "bottom", "showarrow": False, "font_size": 12}
-    if axis.budget == "right":
-        figure.add_annotation(text=f"{text} →", xref="paper", x=1, xanchor="right", **label)
-    elif axis.budget == "left":
-        figure.add_annotation(text=f"← {text}", xref="paper", x=0, xanchor="left", **label)
-    else:
-        budget = axis.place(view.budget)
-        # Alone in Plotly, annotations want the logarithm of their place.
-        place = math.log10(budget) if axis.log else budget
-        side = "right" if axis.share(view.budget) > 0.5 else "left"
-        figure.add_annotation(text=text, xref="x", x=place, xanchor=side, **label)
-        figure.add_shape(
-            type="line",
-            layer="below",
-            x0=budget,
-            x1=budget,
-            yref="paper",
-            y0=0,
-            y1=1,
-            line={"color": theme.NEUTRAL, "width": 1.5, "dash": "dash"},
-        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, TypeGuard
 
+from study.best import as_toml
 from study.budget import format_bytes
 from study.progress import short
 from study.records import StudyRecord, TrialRecord, spread_text
@@ -60,10 +61,12 @@ class TrialView:
         run_url: Where the run can be seen; None unless the tracking store is a server.
         config: Every setting, those fixed included; empty while running.
         memory_parts: Bytes of each part of the predicted peak; empty where none was predicted.
+        qualities: The quality of each of several trainings; empty of a single one.
         curve: Validation NDCG@10 of each epoch, from 1; empty unless read with curves.
         started: When it began.
         finished: When it ended.
         worker: The process that it ran in.
+        toml: What `study.run --config` trains it by; empty unless on the front.
     """
 
     number: int
@@ -81,10 +84,17 @@ class TrialView:
     run_url: str | None
     config: Mapping[str, Any] = field(default_factory=dict)
     memory_parts: Mapping[str, int] = field(default_factory=dict)
+    qualities: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
     started: datetime | None = None
     finished: datetime | None = None
     worker: str = ""
+    toml: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is neither running nor waiting."""
+        return self.group not in ("running", "waiting")
 
     @property
     def loss(self) -> str:
@@ -206,9 +216,13 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
     sound = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
     record = replace(sound, trials=tuple(sound.configurations))
     store = hide_credentials(tracking_store)
-    front = [trial.number for trial in record.front()]
+    # Half-written trials have no seed yet.
+    tomls = {
+        trial.number: as_toml(record, trial) if "seed" in trial.tags else ""
+        for trial in record.front()
+    }
     chosen: Group = "front" if len(record.objectives) > 1 else "best"
-    trials = {trial.number: _trial(trial, front, chosen, store) for trial in record.trials}
+    trials = {trial.number: _trial(trial, tomls, chosen, store) for trial in record.trials}
     best = record.best()
     identity = record.identity
     baseline = record.baseline.get("ndcg_at_10")
@@ -222,7 +236,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
         open=tuple(identity["open"]),
         space=identity["space"],
         trials=tuple(trials.values()),
-        front=tuple(trials[number] for number in front),
+        front=tuple(trials[number] for number in tomls),
         best=None if best is None else trials[best.number],
         history=tuple(_history(record)),
         expected_gain=expected_gain(sound),
@@ -238,22 +252,23 @@ def _is_number(value: object) -> TypeGuard[float]:
 def _with_sound_numbers(trial: TrialRecord) -> TrialRecord:
     """The trial without numbers that cannot be drawn; without a sound quality it has diverged."""
     memory = int(trial.peak_memory) if _is_number(trial.peak_memory) else None
-    sound = replace(
-        trial,
-        peak_memory=memory,
-        seconds=trial.seconds if _is_number(trial.seconds) else None,
-        metrics={name: value for name, value in trial.metrics.items() if _is_number(value)},
-    )
+    seconds = trial.seconds if _is_number(trial.seconds) else None
+    metrics = trial.metrics
+    if not all(map(_is_number, metrics.values())):
+        metrics = {name: value for name, value in metrics.items() if _is_number(value)}
+    sound = trial
+    if (memory, seconds) != (trial.peak_memory, trial.seconds) or metrics is not trial.metrics:
+        sound = replace(trial, peak_memory=memory, seconds=seconds, metrics=metrics)
     if trial.outcome != "complete" or (_is_number(trial.quality) and memory is not None):
         return sound
     missing = "its quality is not a finite number" if memory else "its peak memory is not known"
     return replace(sound, outcome="diverged", reason=missing)
 
 
-def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> TrialView:
+def _trial(trial: TrialRecord, tomls: Mapping[int, str], chosen: Group, store: str) -> TrialView:
     group: Group
     if trial.outcome == "complete":
-        group = chosen if trial.number in front else "dominated"
+        group = chosen if trial.number in tomls else "dominated"
     else:
         group = trial.outcome
     return TrialView(
@@ -272,10 +287,12 @@ def _trial(trial: TrialRecord, front: list[int], chosen: Group, store: str) -> T
         run_url=_run_url(store, trial.mlflow_run),
         config=trial.config,
         memory_parts=trial.memory_parts,
+        qualities=trial.qualities,
         curve=trial.curve,
         started=trial.started,
         finished=trial.finished,
         worker=trial.worker,
+        toml=tomls.get(trial.number, ""),
     )
 
 

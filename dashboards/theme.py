@@ -27,7 +27,7 @@ MARKS: dict[Group, Mark] = {
     "front": Mark("#1f7ac4", "circle", 10),
     "best": Mark("#1f7ac4", "circle", 10),
     "dominated": Mark("#7f8ea0", "circle-open", 8),
-    "infeasible": Mark("#d98200", "diamond", 8),
+    "infeasible": Mark("#d37e00", "diamond", 8),
     "diverged": Mark("#cf4a2c", "x", 8),
     "pruned": Mark("#b0679f", "line-ns-open", 12),
     "failed": Mark("#8a8f98", "cross-thin-open", 9),
@@ -35,6 +35,21 @@ MARKS: dict[Group, Mark] = {
     "waiting": Mark("#8a8f98", "circle-open", 6),
 }
 NEUTRAL = "#8a94a0"
+SHADES = ["#cfe5f7", "#0b3f73"]
+"""Of a low value and of a high one; a mark's rim is seen on any page."""
+LOSS_COLORS = {
+    "cce-": "#3567d7",
+    "cce": "#cd8215",
+    "bce": "#15a3a0",
+    "bce+": "#ce395b",
+    "gbce": "#934d98",
+    "sce": "#9e81e5",
+    "rece": "#536c09",
+}
+"""Found by search: as far apart as can be for every kind of colour vision, on light and dark."""
+
+MANY = 2_000
+"""Points of a trace above which they are drawn and described in a shorter way."""
 
 
 def figure(height: int) -> go.Figure:
@@ -55,6 +70,14 @@ def figure(height: int) -> go.Figure:
     return made
 
 
+def on_white(figure: go.Figure) -> go.Figure:
+    """The figure, made to stand by itself, as the page shows it where that is light."""
+    figure.update_layout(paper_bgcolor="#ffffff", font_color="#1c2430")
+    figure.update_xaxes(gridcolor="#e6e9ed")
+    figure.update_yaxes(gridcolor="#e6e9ed")
+    return figure
+
+
 def axis(**properties: Any) -> dict[str, Any]:
     """An axis in the style of the page."""
     style = {
@@ -73,21 +96,33 @@ def points(
     trials: Sequence[TrialView],
     x: Sequence[Any],
     y: Sequence[Any],
+    colors: Sequence[str] | None = None,
     **properties: Any,
 ) -> go.Scatter:
-    """The trials of one group at the given places, each with its number as custom data."""
+    """The trials of one group at the given places, each with its number as custom data.
+
+    Args:
+        group: Their group, which has a shape and a colour.
+        trials: The trials.
+        x: Their places.
+        y: Their places.
+        colors: Of each, where the colour says something else.
+        properties: Of the trace.
+    """
     mark = MARKS[group]
-    # A bound from below points to where the true peak is.
-    symbols = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
+    symbol: str | list[str] = mark.symbol
+    if any(trial.at_least for trial in trials):
+        # A bound from below points to where the true peak is.
+        symbol = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
     return go.Scatter(
         x=x,
         y=y,
         name=WORDS[group],
         customdata=[trial.number for trial in trials],
         marker={
-            "color": mark.color,
+            "color": mark.color if colors is None else colors,
             "size": mark.size,
-            "symbol": symbols,
+            "symbol": symbol,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },
@@ -105,9 +140,37 @@ def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> g
     )
 
 
+def color_scale(texts: Sequence[str], ends: Sequence[float], y: float) -> dict[str, Any]:
+    """A scale of colours in the style of the page.
+
+    Args:
+        texts: Its low and its high end for people.
+        ends: Their values.
+        y: Where it stands, as a share of the plot's height.
+    """
+    return {
+        "orientation": "h",
+        "thickness": 8,
+        "lenmode": "pixels",
+        "len": 160,
+        "x": 0,
+        "xanchor": "left",
+        "xpad": 0,
+        "y": y,
+        "yanchor": "bottom",
+        "ypad": 0,
+        "outlinewidth": 0,
+        "tickvals": list(ends) if ends[0] < ends[1] else [ends[0]],
+        "ticktext": list(texts),
+    }
+
+
 def full_hover(trial: TrialView) -> str:
     """All that is known of a trial, in the subset of HTML that Plotly understands."""
-    lines = [line for name, text in trial.facts for line in textwrap.wrap(f"{name} {text}", 44)]
+    facts = (f"{name} {text}" for name, text in trial.facts)
+    # Few are long, and wrapping takes most of the time of a figure.
+    wrapped = ([fact] if len(fact) <= 44 else textwrap.wrap(fact, 44) for fact in facts)
+    lines = [line for each in wrapped for line in each]
     shown = [f"<b>Trial {trial.number}</b>, {WORDS[trial.group]}", *map(html.escape, lines)]
     if trial.run_url is not None:
         shown.append("<i>a click opens its run</i>")
@@ -115,7 +178,12 @@ def full_hover(trial: TrialView) -> str:
 
 
 def hovers(trials: Sequence[TrialView]) -> dict[str, Any]:
-    """The properties of a trace whose points say all that is known of their trials."""
+    """The properties of a trace whose points say all that is known of their trials.
+
+    Of many trials they say where they stand: as much text again as there is data is slow.
+    """
+    if len(trials) > MANY:
+        return {"hovertemplate": template(trials[0].group, "NDCG@10 %{y:.4f}", "at %{x:.4~g}")}
     return {"hoverinfo": "text", "hovertext": [full_hover(trial) for trial in trials]}
 
 

@@ -151,6 +151,9 @@ class SequentialObjective:
             best_epoch=progress.best_epoch,
             peak_reserved=memory.peak_reserved,
             memory_source=memory.source,
+            memory_parts={}
+            if self._gate is None
+            else self._gate.model.predict(config, context.memory_budget).parts,
         )
 
     def _epoch(

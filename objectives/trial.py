@@ -27,6 +27,7 @@ class TrialResult:
         best_epoch: The epoch, from 1, whose weights were kept.
         peak_reserved: Bytes that the allocator had reserved at most; None without a GPU.
         memory_source: Where the peaks come from.
+        memory_parts: Bytes of each part of the peak as it is predicted; empty where it is not.
     """
 
     quality: float
@@ -37,6 +38,7 @@ class TrialResult:
     best_epoch: int = 0
     peak_reserved: int | None = None
     memory_source: MemorySource = "cuda"
+    memory_parts: Mapping[str, int] = field(default_factory=dict)
 
 
 class InfeasibleTrial(Exception):

@@ -34,9 +34,20 @@ def build_parser(command: str, usage: str, description: str) -> Parser:
     return parser
 
 
-def add_study_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose an existing study."""
-    parser.add_argument("--study", metavar="NAME", help="the study (default: the only one)")
+def add_study_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds the flags that choose an existing study, or several."""
+    parser.add_argument(
+        "--study",
+        metavar="NAME",
+        action="append" if several else "store",
+        help="the study (default: the only one)"
+        + ("; again for another beside it" if several else ""),
+    )
+    add_storage_flags(parser)
+
+
+def add_storage_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say where studies are."""
     parser.add_argument(
         "--output-dir",
         metavar="FOLDER",
@@ -49,6 +60,16 @@ def add_study_flags(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         default=os.environ.get("PARETOCUT_STORAGE") or os.environ.get("OPTUNA_STORAGE"),
         help="database of the study; also OPTUNA_STORAGE (default: in the study's folder)",
+    )
+
+
+def add_tracking_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says where MLflow has the runs."""
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or store that the runs are in; also MLFLOW_TRACKING_URI (default: "
+        "SQLite in the output folder)",
     )
 
 

@@ -1,6 +1,7 @@
 """What a study searches for: its objectives, their Pareto front and its hypervolume."""
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -35,14 +36,15 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
     for index in order:
         # With one cost the last of the front is the best so far.
         rivals = front if len(points[index]) > 2 else front[-1:]
-        if not any(_is_as_good(points[rival], points[index]) for rival in rivals):
+        if not is_beaten(points[index], [points[rival] for rival in rivals]):
             front.append(index)
     return front
 
 
-def _is_as_good(point: Point, other: Point) -> bool:
-    costs = zip(point[1:], other[1:], strict=True)
-    return point[0] >= other[0] and all(mine <= theirs for mine, theirs in costs)
+def is_beaten(point: Point, rivals: Iterable[Point]) -> bool:
+    """Whether one of the rivals is as good as the point in everything."""
+    quality, *costs = point
+    return any(rival[0] >= quality and all(map(operator.le, rival[1:], costs)) for rival in rivals)
 
 
 def hypervolume(points: Sequence[Point], *limits: float) -> float:

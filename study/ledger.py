@@ -5,8 +5,10 @@ and which MLflow run belongs to which trial and how far it has been told. A stud
 by an identifier of its own, since Optuna reuses the numbers of deleted studies.
 """
 
+import contextlib
+import urllib.parse
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -57,7 +60,7 @@ class Epoch(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The MLflow run of a trial, or of the study."""
+    """The MLflow run of a trial, or of the study, whose epochs are its finished trials."""
 
     number: int
     run_id: str
@@ -101,34 +104,72 @@ def _parse(url: str) -> sa.URL:
     )
 
 
-def connect(url: str) -> RDBStorage:
+def connect(url: str, *, read_only: bool = False) -> RDBStorage:
     """Optuna's storage at a URL, with our tables beside its own.
 
+    Args:
+        url: Of the database.
+        read_only: Nothing is written, not even tables that are missing, and nothing can be.
+
     Raises:
-        UserError: The database cannot be reached or used.
+        UserError: The database cannot be reached or used, or holds nothing to be read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     parsed = _parse(url)
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.drivername.startswith("sqlite"):
         options["connect_args"] = {"timeout": 60}
-    try:
-        storage = RDBStorage(parsed.render_as_string(hide_password=False), engine_kwargs=options)
-        _metadata.create_all(storage.engine)
-    except (SQLAlchemyError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise UserError(
-            f"--storage {hide_password(url)}: the database cannot be used ({reason})"
-        ) from error
+    if read_only:
+        parsed, options["connect_args"] = _read_only(parsed)
+    address = parsed.render_as_string(hide_password=False)
+    with explained(url):
+        if read_only and not sa.inspect(sa.create_engine(address, **options)).has_table("trials"):
+            raise UserError(f"--storage {hide_password(url)}: there is no study in it yet")
+        storage = RDBStorage(address, engine_kwargs=options, skip_table_creation=read_only)
+        if not read_only:
+            _metadata.create_all(storage.engine)
     return storage
 
 
+def _read_only(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
+    """The URL, and what to connect with, so that the database refuses to write."""
+    if url.drivername.startswith("sqlite"):
+        file = urllib.parse.quote(url.database or "")
+        query = {"mode": "ro", "uri": "true"}
+        # A page that waits for a lock longer than this had better say so.
+        return url.set(database=f"file:{file}", query=query), {"timeout": 2}
+    if url.drivername.startswith("postgresql"):
+        return url, {"options": "-c default_transaction_read_only=on", "connect_timeout": 5}
+    raise UserError(
+        f"--storage {url.render_as_string()}: only SQLite and PostgreSQL can be read with "
+        "nothing written; optuna.copy_study copies a study into one of these"
+    )
+
+
+@contextlib.contextmanager
+def explained(url: str) -> Iterator[None]:
+    """Makes what a database at that URL refuses a UserError."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
+        raise UserError(
+            f"--storage {hide_password(url)}: the database cannot be used ({reason})"
+        ) from error
+
+
 class Ledger:
-    """One study in its storage."""
+    """One study in its storage.
+
+    Attributes:
+        study: In Optuna's tables.
+        engine: The database.
+    """
 
     def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
         self.study = study
-        self._engine = storage.engine
+        self.engine = storage.engine
 
     @classmethod
     def create(cls, storage: RDBStorage, name: str, identity: Mapping[str, Any]) -> "Ledger":
@@ -170,7 +211,7 @@ class Ledger:
     def record_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keeps what a trial reported; a repeated epoch (after a crash) replaces the earlier."""
         key = {"study": self.study_id, "number": number, "epoch": epoch}
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(sa.delete(_epochs).where(*_equal(_epochs, key)))
             connection.execute(
                 sa.insert(_epochs).values(
@@ -187,7 +228,7 @@ class Ledger:
         )
         if number is not None:
             query = query.where(_epochs.c.number == number)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return [Epoch(*row) for row in connection.execute(query)]
 
     def runs(self) -> dict[int, Run]:
@@ -195,13 +236,13 @@ class Ledger:
         query = sa.select(
             _runs.c.number, _runs.c.run_id, _runs.c.epochs_sent, _runs.c.closed
         ).where(_runs.c.study == self.study_id)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return {row.number: Run(*row) for row in connection.execute(query)}
 
     def set_run(self, run: Run) -> None:
         """Keeps which run belongs to a trial and how far it has been told."""
         key = {"study": self.study_id, "number": run.number}
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(sa.delete(_runs).where(*_equal(_runs, key)))
             connection.execute(sa.insert(_runs).values(study=self.study_id, **run._asdict()))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
 from objectives.errors import UserError
 from objectives.trial import QUALITY
 from study.front import Point, objectives_of, pareto_front, point_of
 from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
+from study.stored import StoredTrial, stored_trials
 
 Outcome = Literal["complete", "infeasible", "diverged", "pruned", "failed", "running", "waiting"]
 
@@ -24,6 +24,9 @@ SPENT = "spent"
 """User attribute of a trial with what it took of the setting that spends the budget."""
 REPEATS = "repeats"
 """User attribute of a trial with the number of the trial whose configuration it trains again."""
+
+
+_UNFINISHED: dict[str, Outcome] = {"RUNNING": "running", "WAITING": "waiting", "FAIL": "failed"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class TrialRecord:
         repeat_of: The trial whose configuration this one trains again, with another seed.
         trainings: How many trainings its figures are of; see `StudyRecord.configurations`.
         spread: Standard deviation of their quality; None of a single one.
+        qualities: The quality of each of several trainings; empty of a single one.
         worker: The process that it ran in: host, process id and when that began.
         memory_parts: Bytes of each part of the predicted peak; empty where none was predicted.
         curve: Validation NDCG@10 of each epoch, from 1; empty unless asked for.
@@ -78,6 +82,7 @@ class TrialRecord:
     repeat_of: int | None = None
     trainings: int = 1
     spread: float | None = None
+    qualities: tuple[float, ...] = ()
     worker: str = ""
     memory_parts: Mapping[str, int] = field(default_factory=dict)
     curve: tuple[float, ...] = ()
@@ -226,6 +231,7 @@ def _combined(trainings: Sequence[TrialRecord]) -> TrialRecord:
         first,
         quality=statistics.fmean(qualities),
         spread=statistics.stdev(qualities),
+        qualities=tuple(qualities),
         trainings=len(trainings),
         peak_memory=peak_memory,
         seconds=statistics.fmean(trial.seconds or 0 for trial in trainings),
@@ -249,53 +255,66 @@ def _memory(trial: TrialRecord) -> int:
     return trial.peak_memory
 
 
-def read(ledger: Ledger, *, curves: bool = False) -> StudyRecord:
-    """The study as it stands, with what every trial reached after each epoch if asked for."""
+def read(ledger: Ledger, *, curves: bool = False, known: StudyRecord | None = None) -> StudyRecord:
+    """The study as it stands.
+
+    Args:
+        ledger: The study.
+        curves: Whether to read what every trial reached after each epoch, too.
+        known: What was read before: trials that had ended are not read again.
+    """
     runs = {number: run.run_id for number, run in ledger.runs().items()}
     reached: dict[int, list[float]] = {}
     for epoch in ledger.epochs() if curves else ():
         reached.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
-    trials = ledger.study.get_trials(deepcopy=False)
+    trials = {
+        trial.number: trial
+        for trial in (known.trials if known else ())
+        if trial.outcome not in ("running", "waiting")
+    }
+    for number, trial in trials.items():
+        run, curve = runs.get(number), tuple(reached.get(number, ()))
+        if (trial.mlflow_run, trial.curve) != (run, curve):
+            trials[number] = replace(trial, mlflow_run=run, curve=curve)
+    name = ledger.study.study_name
+    with ledger.engine.connect() as connection:
+        for stored in stored_trials(connection, name, trials):
+            curve = tuple(reached.get(stored.number, ()))
+            trials[stored.number] = _trial(stored, runs.get(stored.number), curve)
     return StudyRecord(
-        ledger.study.study_name,
+        name,
         ledger.identity,
-        tuple(
-            _trial(trial, runs.get(trial.number), tuple(reached.get(trial.number, ())))
-            for trial in trials
-        ),
+        tuple(trials[number] for number in sorted(trials)),
         ledger.study.user_attrs.get("baseline", {}),
         runs.get(PARENT),
     )
 
 
-def _trial(trial: FrozenTrial, mlflow_run: str | None, curve: tuple[float, ...]) -> TrialRecord:
-    result = trial.user_attrs.get(RESULT, {})
-    outcome: Outcome = {
-        TrialState.RUNNING: "running",
-        TrialState.WAITING: "waiting",
-        TrialState.FAIL: "failed",
-    }.get(trial.state, result.get("outcome", "pruned"))
+def _trial(trial: StoredTrial, mlflow_run: str | None, curve: tuple[float, ...]) -> TrialRecord:
+    attributes = trial.attributes
+    result = attributes.get(RESULT, {})
+    outcome: Outcome = _UNFINISHED.get(trial.state, result.get("outcome", "pruned"))
     return TrialRecord(
         number=trial.number,
         outcome=outcome,
         reason=result.get("reason", ""),
-        params={**trial.params, **trial.user_attrs.get(SPENT, {})},
+        params={**trial.params, **attributes.get(SPENT, {})},
         config=result.get("config", {}),
-        quality=trial.values[0] if trial.values else None,
+        quality=trial.quality,
         peak_memory=result.get("peak_memory"),
         at_least=result.get("at_least", False),
         peak_reserved=result.get("peak_reserved"),
         seconds=result.get("seconds"),
         epochs=result.get("epochs", 0),
         metrics=result.get("metrics", {}),
-        started=trial.datetime_start,
-        finished=trial.datetime_complete,
+        started=trial.started,
+        finished=trial.finished,
         tags=result.get("tags", {}),
-        retry_of=trial.user_attrs.get("retry_of"),
+        retry_of=attributes.get("retry_of"),
         mlflow_run=mlflow_run,
-        launched="seed" in trial.user_attrs,
-        repeat_of=trial.user_attrs.get(REPEATS),
-        worker=trial.user_attrs.get("worker", ""),
+        launched="seed" in attributes,
+        repeat_of=attributes.get(REPEATS),
+        worker=attributes.get("worker", ""),
         memory_parts=result.get("memory_parts", {}),
         curve=curve,
     )

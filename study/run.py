@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from functools import partial
 from math import isclose
@@ -40,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_spec_flags(parser)
+    given = sys.argv[1:] if argv is None else argv
+    parser.set_defaults(command=shlex.join(["python", "-m", "study.run", *given]))
     return cli.main(parser, _run, argv)
 
 
@@ -54,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(json.dumps(_dry_run(spec, subject), indent=2))
         return cli.OK
-    return _run_study(spec, subject, as_json=arguments.json)
+    return _run_study(spec, subject, arguments.command, as_json=arguments.json)
 
 
 def _identity(spec: StudySpec, subject: "Subject", budget: int) -> dict[str, Any]:
@@ -92,14 +95,15 @@ def _dry_run(spec: StudySpec, subject: "Subject") -> dict[str, Any]:
     }
 
 
-def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
+def _run_study(spec: StudySpec, subject: "Subject", command: str, *, as_json: bool) -> int:
     from rich.console import Console
 
+    from dashboards.report import describe_study, save_into_study
     from study.ledger import default_storage
     from study.progress import StudyProgress
     from study.records import read
     from study.sampling import GridSampler, build_sampler, choose_sampler
-    from study.tracking import Tracker, check_server
+    from study.tracking import Sight, Tracker, check_server
     from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
     name = spec.study or subject.name
@@ -140,9 +144,15 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
     console = Console(stderr=True)
     tags = subject.tags()
     failure = ""
+    sight = Sight(
+        partial(describe_study, tracking_store=spec.tracking_store, command=command),
+        partial(_write_report, folder=folder, tracking_store=spec.tracking_store),
+    )
     with (
         StudyProgress(total, console, live=console.is_terminal) as progress,
-        Tracker(ledger, spec.tracking_store, spec.output_dir, tags, progress.say) as tracker,
+        Tracker(
+            ledger, spec.tracking_store, spec.output_dir, tags, progress.say, sight
+        ) as tracker,
     ):
         stop = Stop(progress.say)
         worker = Worker(
@@ -171,6 +181,7 @@ def _run_study(spec: StudySpec, subject: "Subject", *, as_json: bool) -> int:
         record = read(ledger, curves=True)
         report = _write_report(record, folder, spec.tracking_store)
         tracker.close("KILLED" if failure or stop.code else "FINISHED", report)
+        save_into_study(ledger.study, record, spec.tracking_store)
     if tracker.untold:
         cli.say(
             f"MLflow was not told everything ({tracker.untold}); the values are kept, and the "

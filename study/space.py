@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Value = int | float | str
 
 # Their values only make sense together with others: a range would hit few that do.
-_NO_RANGE = ("width", "num_heads")
+NO_RANGE = ("width", "num_heads")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Space:
 
     def structures(self) -> list[TrialConfig]:
         """The same for every choice of widths and heads, too: these allocate other tensors."""
-        return self._least_of_ranges(but=_NO_RANGE)
+        return self._least_of_ranges(but=NO_RANGE)
 
     def _least_of_ranges(self, but: tuple[str, ...]) -> list[TrialConfig]:
         least: dict[str, Value] = {}
@@ -288,7 +288,7 @@ def _parse(name: str, raw: Any) -> Range | Choices | Value:
         return values[0]
     if len(set(values)) < len(values):
         raise UserError(f"--space.{name}: a value stands there twice")
-    if len(values) > 2 or isinstance(values[0], str) or name in _NO_RANGE:
+    if len(values) > 2 or isinstance(values[0], str) or name in NO_RANGE:
         return Choices(tuple(values))
     low, high = values
     assert not isinstance(low, str)
@@ -353,7 +353,7 @@ def _check_combinations(space: Space) -> None:
     options: dict[str, tuple[Value, ...]] = {}
     for name, part in space.open.items():
         is_word = isinstance(part, Choices) and isinstance(part.values[0], str)
-        if isinstance(part, Choices) and (is_word or name in _NO_RANGE):
+        if isinstance(part, Choices) and (is_word or name in NO_RANGE):
             options[name] = part.values
     for values in itertools.product(*options.values()):
         try:

@@ -3,25 +3,29 @@
 import math
 import random
 import statistics
-from collections.abc import Sequence
 
-from study.front import Point, hypervolume, pareto_front
-from study.records import StudyRecord, TrialRecord
+from study.front import Point, hypervolume, is_beaten, pareto_front
+from study.records import StudyRecord
 
 _FEWEST = 10
 """Finished trials below which nothing is said of what more would add."""
 _HALVES = 100
+_ENOUGH = 20_000
+"""Trials in all halves together: of a long search few halves are as telling."""
 
 
 def hypervolumes(record: StudyRecord) -> list[float]:
     """Hypervolume of the front after each finished trial; see `study.front.hypervolume`."""
+    limits = record.limits
     front: list[Point] = []
+    volume = 0.0
     volumes = []
-    for trial in record.finished:
-        if trial.outcome == "complete":
-            points = [*front, record.point(trial)]
+    for point in _points(record):
+        if point is not None and not is_beaten(point, front):
+            points = [*front, point]
             front = [points[index] for index in pareto_front(points)]
-        volumes.append(hypervolume(front, *record.limits))
+            volume = hypervolume(front, *limits)
+        volumes.append(volume)
     return volumes
 
 
@@ -47,17 +51,20 @@ def expected_gain(record: StudyRecord) -> float | None:
     Returns:
         None before there are ten finished trials and a front.
     """
-    finished = record.finished
-    whole = _hypervolume(record, finished)
-    if len(finished) < _FEWEST or whole <= 0:
+    points = _points(record)
+    limits = record.limits
+    whole = hypervolume(list(filter(None, points)), *limits)
+    if len(points) < _FEWEST or whole <= 0:
         return None
     draw = random.Random(0)
-    halves = [
-        _hypervolume(record, draw.sample(finished, len(finished) // 2)) for _ in range(_HALVES)
+    count = min(_HALVES, max(10, _ENOUGH // len(points)))
+    halves = (draw.sample(points, len(points) // 2) for _ in range(count))
+    mean = statistics.fmean(hypervolume(list(filter(None, half)), *limits) for half in halves)
+    return 1 - mean / whole
+
+
+def _points(record: StudyRecord) -> list[Point | None]:
+    """Where the finished trials stand; None for those without a quality."""
+    return [
+        record.point(trial) if trial.outcome == "complete" else None for trial in record.finished
     ]
-    return 1 - statistics.fmean(halves) / whole
-
-
-def _hypervolume(record: StudyRecord, trials: Sequence[TrialRecord]) -> float:
-    points = [record.point(trial) for trial in trials if trial.outcome == "complete"]
-    return hypervolume(points, *record.limits)

@@ -14,12 +14,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objectives.errors import UserError
+from study.front import objectives_of
 from study.ledger import PARENT, Ledger, Run
-from study.records import TrialRecord, read
+from study.records import StudyRecord, TrialRecord, read
+from study.stopping import hypervolumes
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -28,6 +32,12 @@ EXPERIMENT = "paretocut"
 
 _RETRY_SECONDS = 30.0
 _CLOSE_SECONDS = 30.0
+
+_REFRESH_SECONDS, _REFRESH_SHARE = 30.0, 0.05
+"""What the study's own run shows is renewed at most so often, and in so much of the time."""
+
+_METRICS_OF_A_BATCH = 1000
+"""MLflow takes no more at once."""
 _STATUS = {"failed": "FAILED", "running": "RUNNING"}
 
 
@@ -51,6 +61,19 @@ def hide_credentials(uri: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
+@dataclass(frozen=True)
+class Sight:
+    """How the study's own run shows it.
+
+    Attributes:
+        describe: Its description, in Markdown.
+        draw: Files that show it, written anew.
+    """
+
+    describe: Callable[[StudyRecord], str]
+    draw: Callable[[StudyRecord], list[Path]]
+
+
 class Tracker:
     """Tells MLflow about one study, in a thread.
 
@@ -64,6 +87,7 @@ class Tracker:
         output_dir: Path,
         tags: Mapping[str, str],
         warn: Callable[[str], None],
+        sight: Sight | None = None,
     ) -> None:
         self.uri = uri
         self.untold = ""
@@ -71,6 +95,9 @@ class Tracker:
         self._output_dir = output_dir
         self._tags = dict(tags)
         self._warn = warn
+        self._sight = sight
+        self._shown = 0
+        self._next_sight = time.monotonic() + _REFRESH_SECONDS
         self._news = threading.Event()
         self._closing = threading.Event()
         self._draining = threading.Event()
@@ -121,7 +148,7 @@ class Tracker:
             if time.monotonic() < next_try and not (closing or draining):
                 continue
             try:
-                self._tell(closing)
+                self._tell(closing, draining)
                 if self.untold:
                     self._warn("MLflow answers again; everything kept was sent")
                 self.untold = ""
@@ -140,7 +167,7 @@ class Tracker:
             if closing:
                 return
 
-    def _tell(self, closing: bool) -> None:
+    def _tell(self, closing: bool, draining: bool) -> None:
         client = build_client(self.uri)
         record = read(self._ledger)
         runs = self._ledger.runs()
@@ -154,17 +181,57 @@ class Tracker:
                 run = self._open_run(client, trial, parent, retried)
                 runs[trial.number] = run
             self._tell_trial(client, trial, run)
-        if not closing:
-            return
-        front = {trial.number for trial in record.front()}
-        best = record.best()
-        client.set_tag(parent.run_id, "paretocut.front", " ".join(map(str, sorted(front))))
-        client.set_tag(parent.run_id, "paretocut.refused", str(len(record.refused)))
-        if best is not None:
-            client.set_tag(parent.run_id, "paretocut.best_trial", str(best.number))
-        for path in self._artifacts:
-            client.log_artifact(parent.run_id, str(path))
-        client.set_terminated(parent.run_id, self._final_status)
+        begin = time.monotonic()
+        ended = sum(trial.finished is not None for trial in record.trials)
+        # Who drains is about to close.
+        if closing or (ended > self._shown and begin >= self._next_sight and not draining):
+            drawn = self._artifacts if closing or self._sight is None else self._sight.draw(record)
+            self._tell_study(client, record, parent, runs)
+            for path in drawn:
+                client.log_artifact(parent.run_id, str(path))
+            self._shown, now = ended, time.monotonic()
+            self._next_sight = now + max(_REFRESH_SECONDS, (now - begin) / _REFRESH_SHARE)
+        if closing:
+            client.set_terminated(parent.run_id, self._final_status)
+
+    def _tell_study(
+        self, client: "MlflowClient", record: StudyRecord, parent: Run, runs: Mapping[int, Run]
+    ) -> None:
+        """What the study has come to: tags, description, and how far it was after each trial."""
+        from mlflow.entities import Metric, RunTag
+
+        front, best = [trial.number for trial in record.front()], record.best()
+        tags = {
+            "paretocut.front": " ".join(map(str, sorted(front))),
+            "paretocut.refused": str(len(record.refused)),
+            **({} if best is None else {"paretocut.best_trial": str(best.number)}),
+            **(
+                {}
+                if self._sight is None
+                else {"mlflow.note.content": self._sight.describe(record)}
+            ),
+        }
+        client.log_batch(parent.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        moments = _moments(record)
+        metrics = [
+            Metric(key, value, when, step)
+            for step, (when, values) in enumerate(moments, 1)
+            if step > parent.epochs_sent
+            for key, value in values.items()
+        ]
+        for first in range(0, len(metrics), _METRICS_OF_A_BATCH):
+            client.log_batch(parent.run_id, metrics[first : first + _METRICS_OF_A_BATCH])
+        self._ledger.set_run(parent._replace(epochs_sent=len(moments)))
+        told = client.search_runs(
+            [client.get_run(parent.run_id).info.experiment_id],
+            f"tags.mlflow.parentRunId = '{parent.run_id}' and tags.front = 'true'",
+        )
+        there = {run.info.run_id for run in told}
+        wanted = {runs[number].run_id for number in front if number in runs}
+        for run_id in wanted - there:
+            client.set_tag(run_id, "front", "true")
+        for run_id in there - wanted:
+            client.delete_tag(run_id, "front")
 
     def _parent(self, client: "MlflowClient", run: Run | None) -> Run:
         from mlflow.entities import Dataset, DatasetInput
@@ -185,6 +252,7 @@ class Tracker:
         for key, value in {
             **identity["space"],
             "memory_budget": identity["memory_budget"],
+            "objectives": " ".join(objectives_of(identity)),
         }.items():
             client.log_param(created, key, value)
         data = identity["data"]
@@ -210,6 +278,7 @@ class Tracker:
             run_id = client.create_run(
                 _experiment(client, self.uri, self._output_dir),
                 run_name=f"{name} {number}",
+                start_time=_milliseconds(trial.started),
                 tags={
                     **self._tags,
                     "mlflow.parentRunId": parent.run_id,
@@ -245,7 +314,7 @@ class Tracker:
             self._ledger.set_run(run)
         if trial.outcome == "running":
             return
-        ended = int((trial.finished.timestamp() if trial.finished else time.time()) * 1000)
+        ended = _milliseconds(trial.finished)
         known = {
             **{f"final/{key}": value for key, value in trial.metrics.items()},
             "memory/peak_bytes": trial.peak_memory,
@@ -267,6 +336,22 @@ class Tracker:
         )
         client.set_terminated(run.run_id, _STATUS.get(trial.outcome, "FINISHED"), ended)
         self._ledger.set_run(run._replace(closed=True))
+
+
+def _moments(record: StudyRecord) -> list[tuple[int, dict[str, float]]]:
+    """When each trial finished, in milliseconds, and how far the study was then; in that order."""
+    order = sorted(record.finished, key=lambda trial: _milliseconds(trial.finished))
+    volumes = hypervolumes(replace(record, trials=tuple(order)))
+    best, moments = 0.0, []
+    for trial, volume in zip(order, volumes, strict=True):
+        best = max(best, trial.quality or 0.0)
+        values = {"best/ndcg_at_10": best, "hypervolume": volume}
+        moments.append((_milliseconds(trial.finished), values))
+    return moments
+
+
+def _milliseconds(moment: datetime | None) -> int:
+    return int((moment.timestamp() if moment else time.time()) * 1000)
 
 
 def in_gib(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -333,6 +333,7 @@ def _completed(done: TrialResult) -> dict[str, Any]:
     return {
         "peak_memory": done.peak_memory,
         "peak_reserved": done.peak_reserved,
+        "memory_parts": dict(done.memory_parts),
         "seconds": done.seconds,
         "epochs": done.epochs,
         "best_epoch": done.best_epoch,

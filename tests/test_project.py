@@ -48,7 +48,13 @@ def test_the_readme_has_its_two_commands_and_ci_runs_the_second() -> None:
 
 def test_every_command_of_the_readme_exists() -> None:
     named = set(re.findall(r"python -m ([\w.]+)", (ROOT / "README.md").read_text()))
-    assert {"study.run", "study.status", "study.best", "dashboards.report"} <= named
+    assert {
+        "study.run",
+        "study.status",
+        "study.best",
+        "dashboards.report",
+        "dashboards.app",
+    } <= named
     for module in named:
         assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
 

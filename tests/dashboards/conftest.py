@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from objectives.config import TrialConfig
 from study.records import StudyRecord, TrialRecord
 
 MIB, GIB = 2**20, 2**30
@@ -85,4 +86,16 @@ def timed(make_trial: MakeTrial, make_study: MakeStudy) -> StudyRecord:
         make_trial(3, quality=0.07, peak_memory=768 * MIB, seconds=50.0),
         make_trial(4, "infeasible", reason="out-of-memory", peak_memory=GIB, at_least=True),
         objectives=["quality", "memory", "time"],
+    )
+
+
+@pytest.fixture
+def trained(make_trial: MakeTrial, make_study: MakeStudy) -> StudyRecord:
+    """Two trials on the front with all that a worker keeps of them, and one without."""
+    kept = {"config": TrialConfig().flat(), "tags": {"seed": "7"}}
+    return make_study(
+        make_trial(0, quality=0.10, peak_memory=256 * MIB, **kept),
+        make_trial(1, quality=0.12, peak_memory=512 * MIB, **kept),
+        make_trial(2, quality=0.13, peak_memory=768 * MIB),
+        request={"data": "ml-100k"},
     )

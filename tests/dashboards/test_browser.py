@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from dashboards.report import write_report
+from dashboards.export import as_csv
+from dashboards.queries import build_view
+from dashboards.report import write_comparison, write_report
 from study.records import StudyRecord
 
 CHROMIUM = next(
@@ -70,7 +72,7 @@ def report(tmp_path: Path, mixed: StudyRecord) -> Path:
 def test_report_is_drawn_and_fits(browser: Browser, report: Path, width: int) -> None:
     page, seen = show(browser, report, width)
     assert seen == []
-    assert page.locator(".figure").count() == 4
+    assert page.locator(".figure").count() == 6
     assert page.locator("#figure-front .points path").count() == 7
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for right in page.evaluate(
@@ -103,11 +105,90 @@ def test_dark_mode_changes_page_and_figures(browser: Browser, report: Path) -> N
     page.close()
 
 
+def test_a_point_says_all_that_is_known_of_its_trial(browser: Browser, report: Path) -> None:
+    page, _ = show(browser, report, 1280)
+    page.locator("#figure-front .trace").nth(1).locator(".point").nth(1).hover(force=True)
+    wait_until(page, "document.querySelector('#figure-front .hovertext')")
+    text = page.locator("#figure-front .hovertext").text_content()
+    assert text is not None
+    assert text.startswith("Trial 1, on the frontNDCG@10, validation 0.1200")
+    assert "batch_size 16" in text
+    page.close()
+
+
+def test_button_changes_the_scale_of_memory(browser: Browser, report: Path) -> None:
+    page, seen = show(browser, report, 390)
+    button = page.get_by_role("button", name="Logarithmic memory")
+    ticks = "[...document.querySelectorAll('#figure-front .xtick text')].map(t => t.textContent)"
+    color = "getComputedStyle(document.querySelector('#figure-front .xtick text')).fill"
+    before = page.evaluate(ticks), page.evaluate(color)
+    assert button.get_attribute("aria-pressed") == "false"
+    button.press("Enter")
+    wait_until(page, f"({ticks}).includes('1 GiB')")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert page.evaluate(color) == before[1], "the page's colours stay"
+    button.press("Enter")
+    wait_until(page, f"!({ticks}).includes('1 GiB')")
+    assert (page.evaluate(ticks), page.evaluate(color)) == before
+    assert page.locator("#figure-front .points path").count() == 7
+    assert seen == []
+    page.close()
+
+
 def test_click_opens_the_run(browser: Browser, report: Path) -> None:
     page, _ = show(browser, report, 1280)
     page.evaluate("window.open = (url) => { window.opened = url; }")
     page.locator("#figure-front .trace").nth(1).locator(".point").first.click(force=True)
     wait_until(page, f"window.opened === 'http://mlflow.lan:5000/#/runs/{'a' * 32}'")
+    page.close()
+
+
+@pytest.mark.parametrize("clipboard", [True, False])
+def test_a_configuration_is_copied_by_the_keyboard(
+    browser: Browser, tmp_path: Path, trained: StudyRecord, clipboard: bool
+) -> None:
+    page, _ = show(browser, write_report(trained, tmp_path / "report.html", "x"), 390)
+    # What Chromium without a window keeps cannot be read: the page's own way to it is heard.
+    page.evaluate(
+        """(clipboard) => {
+            const write = async (text) => {
+                if (!clipboard) throw new Error("denied");
+                window.copied = text;
+            };
+            Object.defineProperty(navigator, "clipboard", { value: { writeText: write } });
+            document.addEventListener("copy", () => { window.copied = getSelection() + ""; });
+        }""",
+        clipboard,
+    )
+    button = page.locator("[data-copies=toml-1]")
+    button.focus()
+    page.keyboard.press("Enter")
+    wait_until(page, "document.querySelector('[role=status]').textContent === 'Copied.'")
+    assert button.inner_text() == "copied"
+    assert page.evaluate("document.activeElement.dataset.copies") == "toml-1"
+    assert page.evaluate("window.copied") == page.locator("#toml-1").text_content()
+    page.close()
+
+
+def test_figures_and_trials_are_downloaded(
+    browser: Browser, report: Path, mixed: StudyRecord
+) -> None:
+    page, seen = show(browser, report, 1280, "dark")
+
+    def download(button: str) -> tuple[str, bytes]:
+        with page.expect_download() as caught:
+            page.locator(button).click()
+        return caught.value.suggested_filename, caught.value.path().read_bytes()
+
+    name, table = download("#save-csv")
+    assert name == "toy.csv"
+    assert table.decode() == as_csv(build_view(mixed, "http://mlflow.lan:5000"))
+    name, drawing = download("[data-saves=front][data-format=svg]")
+    assert name == "toy-front.svg"
+    assert b"rgb(19, 23, 28)" in drawing, "what is under the figure is saved with it"
+    name, image = download("[data-saves=history][data-format=png]")
+    assert (name, image[:4]) == ("toy-history.png", b"\x89PNG")
+    assert [each for each in seen if not each.startswith(("blob:", "data:"))] == []
     page.close()
 
 
@@ -132,5 +213,16 @@ def test_empty_study_is_words(browser: Browser, tmp_path: Path, mixed: StudyReco
     page, seen = show(browser, write_report(record, tmp_path / "report.html", "x"), 390)
     assert seen == []
     assert page.locator(".figure").count() == 0
-    assert page.locator(".none").count() == 5
+    assert page.locator(".none").count() == 9
+    page.close()
+
+
+def test_studies_side_by_side_are_drawn(
+    browser: Browser, tmp_path: Path, mixed: StudyRecord, timed: StudyRecord
+) -> None:
+    path = write_comparison([mixed, timed], tmp_path / "comparison.html", "x")
+    page, seen = show(browser, path, 390)
+    assert seen == []
+    assert page.locator("#figure-compare .points path").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()

@@ -1,6 +1,8 @@
+import html
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from dashboards.page import render
 from dashboards.queries import build_view
 from dashboards.report import main, write_report
+from objectives.config import TrialConfig
 from objectives.errors import UserError
 from study.ledger import Ledger, connect, default_storage
 from study.records import StudyRecord, TrialRecord
@@ -102,6 +105,22 @@ def test_table_lists_the_front(mixed: StudyRecord) -> None:
     assert len(cells) == 3
 
 
+def test_a_row_of_the_table_copies_its_configuration(trained: StudyRecord) -> None:
+    page = without_plotly(render_page(trained))
+    cells = [re.findall(r"<td>(.*?)</td>", row)[:2] for row in re.findall(r"<tr.*?</tr>", page)]
+    assert 'data-copies="toml-1"' in cells[2][1]
+    assert cells[3] == ["2", "-"], "it has kept too little"
+    (toml,) = re.findall(r'<pre id="toml-1"[^>]*>(.*?)</pre>', page, re.DOTALL)
+    asked = tomllib.loads(html.unescape(toml))
+    assert (asked["study"], asked["data"], asked["seed"]) == ("toy-trial-1", "ml-100k", 7)
+    assert asked["space"] == TrialConfig().flat()
+    assert "--config trial.toml</code>" in page
+    identity = {**trained.identity, "memory_source": "recorded"}
+    page = render_page(replace(trained, identity=identity))
+    assert "--config trial.toml --data FILE</code>" in page
+    assert "data-copies=" not in render_page(replace(trained, trials=trained.trials[2:]))
+
+
 def test_repeats_and_what_more_trials_may_add_are_shown(
     make_trial: MakeTrial, make_study: MakeStudy
 ) -> None:
@@ -119,7 +138,7 @@ def test_repeats_and_what_more_trials_may_add_are_shown(
 def test_runs_of_a_server_are_linked_without_its_password(mixed: StudyRecord) -> None:
     page = without_plotly(render_page(mixed, "http://me:secret@mlflow.lan:5000/"))
     assert f'href="http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page
-    assert f'"1": "http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page
+    assert f'"1":"http://mlflow.lan:5000/#/runs/{"b" * 32}"' in page
     assert "secret" not in page
     assert "const runs = {};" in render_page(mixed)
 
@@ -220,6 +239,13 @@ def test_command_writes_into_the_folder_of_the_study(
     assert "http://mlflow.lan:5000" in path.read_text("utf-8")
 
 
+def test_command_writes_what_the_suffix_says(folder: Path) -> None:
+    for suffix, begin in ((".csv", "trial,outcome,"), (".json", "{")):
+        path = folder / f"trials{suffix}"
+        assert main(["--output-dir", str(folder), "--output", str(path)]) == 0
+        assert path.read_text("utf-8").startswith(begin)
+
+
 def test_command_knows_the_local_store_and_the_storage_variable(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,8 +261,8 @@ def test_command_answers_bad_input_with_one_sentence(
     for arguments, words in (
         (["--output-dir", str(folder / "empty")], "there is no study"),
         (["--output-dir", str(folder), "--study", "other"], "--study other"),
-        (["--output-dir", str(folder), "--output", str(folder)], "cannot be written"),
-        (["--output-dir", str(folder), "--output", f"{folder}/toy/study.db/x"], "be written"),
+        (["--output-dir", str(folder), "--output", f"{folder}/toy.pdf"], "use one of .html, .csv"),
+        (["--output-dir", str(folder), "--output", f"{folder}/toy/study.db/x.csv"], "be written"),
     ):
         assert main(arguments) == 2
         out, err = capsys.readouterr()
@@ -244,6 +270,22 @@ def test_command_answers_bad_input_with_one_sentence(
         assert err.count("\n") == 1
         assert err.startswith("python -m dashboards.report: ")
         assert words in err
+
+
+def test_without_what_draws_images_one_sentence_says_so(folder: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['kaleido'] = None\n"
+        "from dashboards.report import main\n"
+        f"sys.exit(main(['--output-dir', {str(folder)!r}, '--output', 'front.png']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "--output with .png: images are drawn by kaleido" in done.stderr
+    assert not (folder / "front.png").exists()
 
 
 def test_neither_torch_nor_mlflow_is_imported() -> None:

@@ -121,3 +121,13 @@ def test_a_probe_over_the_budget_says_what_it_measured(
     with pytest.raises(InfeasibleTrial) as caught:
         objective(config(), make_context(budget=budget))
     assert (caught.value.peak_bytes, caught.value.source) == (budget + 1, "probed")
+
+
+def test_a_trial_keeps_the_parts_of_its_prediction(
+    gate: MemoryGate, cycle: PreparedData, make_context: MakeContext
+) -> None:
+    result = SequentialObjective(cycle, CPU, gate)(config(), make_context())
+    assert result.memory_parts["parameters"] > 0
+    # What the gate has learned from others is no part.
+    assert sum(result.memory_parts.values()) == gate.model.predict(config(), 1 << 30).peak
+    assert SequentialObjective(cycle, CPU)(config(), make_context()).memory_parts == {}

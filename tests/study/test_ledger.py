@@ -1,8 +1,12 @@
+import math
+import sqlite3
 from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import StorageInternalError
 
 from objectives.errors import UserError
 from study.ledger import (
@@ -115,3 +119,89 @@ def test_find_takes_the_only_study_and_lists_several(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         find("b", f"sqlite:///{tmp_path / 'absent.db'}", tmp_path)
     assert not (tmp_path / "absent.db").exists()
+
+
+def test_through_a_connection_for_reading_nothing_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "all of it, 100%.db"
+    made = Ledger.create(connect(f"sqlite:///{file}"), "s", {"memory_budget": 1})
+    made.study.ask()
+    before = file.read_bytes()
+    ledger = Ledger.open(connect(f"sqlite:///{file}", read_only=True), "s")
+    assert ledger is not None
+    assert read(ledger) == read(made)
+    with pytest.raises(sa.exc.OperationalError, match="readonly"):
+        ledger.set_run(Run(0, "r", 0, False))
+    with pytest.raises(StorageInternalError):
+        ledger.study.ask()
+    assert file.read_bytes() == before
+
+
+def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    def refused(url: str, match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            connect(url, read_only=True)
+
+    refused(f"sqlite:///{tmp_path / 'none.db'}", "unable to open database file")
+    (tmp_path / "empty.db").touch()
+    refused(f"sqlite:///{tmp_path / 'empty.db'}", "there is no study in it yet")
+    refused(
+        "mysql+pymysql://u:secret@host/n", r"mysql\+pymysql://u:\*\*\*@host/n: only SQLite and"
+    )
+    assert not (tmp_path / "none.db").exists()
+    assert (tmp_path / "empty.db").read_bytes() == b""
+    url = f"sqlite:///{tmp_path / 'newer.db'}"
+    with connect(url).engine.begin() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = 'v9'"))
+    refused(url, "no longer compatible with the table schema")
+    with sqlite3.connect(tmp_path / "newer.db") as writer:
+        writer.execute("begin exclusive")
+        refused(url, "database is locked")
+
+
+def test_what_is_read_is_what_optuna_reads(ledger: Ledger) -> None:
+    study = ledger.study
+    for number in range(6):
+        trial = study.ask()
+        trial.suggest_categorical("loss", ["cce-", None])
+        trial.suggest_int("batch_size", 8, 64, log=True)
+        trial.set_user_attr("result", {"outcome": "complete", "peak_memory": 7})
+        if number % 2:
+            study.tell(trial, [math.inf if number == 1 else 0.1 * number, 1.0])
+    study.enqueue_trial({"batch_size": 8})
+    expected = [
+        (t.number, t.params, t.datetime_start, t.datetime_complete, (t.values or [None])[0])
+        for t in study.trials
+    ]
+    record = read(ledger)
+    found = [(t.number, t.params, t.started, t.finished, t.quality) for t in record.trials]
+    assert found == expected
+    outcomes = [trial.outcome for trial in record.trials]
+    assert outcomes == ["running", "complete"] * 3 + ["waiting"]
+
+
+def test_only_trials_that_had_not_ended_are_read_again(ledger: Ledger) -> None:
+    trials = [ledger.study.ask() for _ in range(4)]
+    for trial in trials[1:3]:
+        ledger.study.tell(trial, [0.1, 1.0])
+    before = read(ledger)
+    ledger.set_run(Run(2, "late", 0, False))
+    ledger.study.tell(trials[0], [0.2, 1.0])
+    ledger.study.ask()
+    after = read(ledger, known=before)
+    assert after == read(ledger)
+    assert after.trials[1] is before.trials[1]
+    assert after.trials[2].mlflow_run == "late"
+    assert [trial.outcome for trial in after.trials] == ["pruned"] * 3 + ["running"] * 2
+
+
+@pytest.mark.parametrize("trials", [1, 50])
+def test_a_study_is_read_by_as_many_queries_however_many_trials_it_has(
+    ledger: Ledger, trials: int
+) -> None:
+    for number in range(trials):
+        ledger.record_epoch(number, 1, {"val/ndcg_at_10": 0.1})
+        ledger.study.tell(ledger.study.ask({"x": FloatDistribution(0, 1)}), [0.1, 1.0])
+    asked: list[str] = []
+    sa.event.listen(ledger.engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    read(ledger, curves=True)
+    assert len(asked) == 8

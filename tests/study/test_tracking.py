@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,8 +20,15 @@ from objectives.errors import UserError
 from objectives.trial import QUALITY, InfeasibleTrial, Objective, TrialContext, TrialResult
 from study import tracking
 from study.ledger import PARENT, Ledger
-from study.records import read
-from study.tracking import EXPERIMENT, Tracker, build_client, check_server, hide_credentials
+from study.records import StudyRecord, read
+from study.tracking import (
+    EXPERIMENT,
+    Sight,
+    Tracker,
+    build_client,
+    check_server,
+    hide_credentials,
+)
 from study.worker import Worker
 
 BuildWorker = Callable[[Objective], Worker]
@@ -40,12 +48,16 @@ def succeed(config: TrialConfig, context: TrialContext) -> TrialResult:
 
 
 def track(
-    ledger: Ledger, uri: str, folder: Path, body: Callable[[Tracker], None] = lambda _: None
+    ledger: Ledger,
+    uri: str,
+    folder: Path,
+    body: Callable[[Tracker], None] = lambda _: None,
+    sight: Sight | None = None,
 ) -> tuple[Tracker, list[str]]:
     warnings: list[str] = []
     report = folder / "report.html"
     report.write_text("<html></html>")
-    with Tracker(ledger, uri, folder, {"gpu": "none"}, warnings.append) as tracker:
+    with Tracker(ledger, uri, folder, {"gpu": "none"}, warnings.append, sight) as tracker:
         body(tracker)
         tracker.close("FINISHED", [report])
     return tracker, warnings
@@ -83,6 +95,13 @@ def test_a_study_in_mlflow(
     assert parent.data.tags["paretocut.study"] == "s"
     assert parent.data.tags["gpu"] == "none"
     assert parent.data.params["memory_budget"] == str(2**30)
+    assert parent.data.params["objectives"] == "quality memory"
+    assert parent.data.tags["paretocut.front"] == "0"
+    assert "mlflow.note.content" not in parent.data.tags
+    history = client.get_metric_history(parent.info.run_id, "best/ndcg_at_10")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.2), (2, 0.2), (3, 0.2)]
+    history = client.get_metric_history(parent.info.run_id, "hypervolume")
+    assert [metric.value for metric in history] == [0.1, 0.1, 0.1], "a half of the budget is 0.2"
     assert [entry.dataset.name for entry in parent.inputs.dataset_inputs] == ["tiny"]
     names = {artifact.path for artifact in client.list_artifacts(parent.info.run_id)}
     assert names == {"report.html", "study.json"}
@@ -93,6 +112,8 @@ def test_a_study_in_mlflow(
     assert run.data.tags["paretocut.outcome"] == "complete"
     assert run.data.tags["seed"] == "0"
     assert run.info.status == "FINISHED"
+    assert trial.started is not None
+    assert run.info.start_time == int(trial.started.timestamp() * 1000), "not when it was told"
     assert run.data.params == {key: str(value) for key, value in trial.config.items()}
     assert run.data.params["table_updates"] == "dense", "what auto stood for"
     history = client.get_metric_history(run.info.run_id, QUALITY)
@@ -119,6 +140,65 @@ def test_a_repeat_is_a_run_that_says_what_it_repeats(
     assert repeat.data.tags["seed"] == "1000000"
 
 
+def test_the_study_is_shown_while_it_runs_and_its_front_has_a_tag(
+    ledger: Ledger,
+    build_worker: BuildWorker,
+    store: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracking, "_REFRESH_SECONDS", 0.0)
+    results = iter([(0.1, 2**29), (0.2, 2**28), (0.3, 2**29)])
+
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        quality, memory = next(results)
+        return TrialResult(quality, memory, seconds=1.0)
+
+    shown = threading.Event()
+    drawing = tmp_path / "drawing.svg"
+
+    def draw(record: StudyRecord) -> list[Path]:
+        drawing.write_text(f"{len(record.complete)} trials")
+        return [drawing]
+
+    def describe(record: StudyRecord) -> str:
+        if record.complete:
+            shown.set()
+        return f"{len(record.complete)} trials"
+
+    client = build_client(store)
+
+    def of_the_front() -> list[str]:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        runs = client.search_runs([experiment.experiment_id], "tags.front = 'true'")
+        return sorted(run.data.tags["paretocut.trial"] for run in runs)
+
+    worker = build_worker(objective)
+
+    def run(tracker: Tracker) -> None:
+        worker.run(1)
+        tracker.wake()
+        assert shown.wait(100)
+        tracker.drain()
+        assert of_the_front() == ["0"]
+        parent = ledger.runs()[PARENT].run_id
+        assert client.get_run(parent).data.tags["mlflow.note.content"] == "1 trials"
+        assert [artifact.path for artifact in client.list_artifacts(parent)] == [
+            "drawing.svg",
+            "study.json",
+        ]
+        worker.run(3)
+
+    tracker, _ = track(ledger, store, tmp_path, run, Sight(describe, draw))
+    assert tracker.untold == ""
+    assert of_the_front() == ["1", "2"], "the first has left it"
+    parent = client.get_run(ledger.runs()[PARENT].run_id)
+    assert parent.data.tags["mlflow.note.content"] == "3 trials"
+    assert drawing.read_text() == "1 trials", "at the end it is given the artifacts"
+    history = client.get_metric_history(parent.info.run_id, "best/ndcg_at_10")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+
+
 def test_telling_again_changes_nothing(
     ledger: Ledger, build_worker: BuildWorker, store: str, tmp_path: Path
 ) -> None:
@@ -128,7 +208,9 @@ def test_telling_again_changes_nothing(
     told = ledger.runs()
     worker.run(2)
     track(ledger, store, tmp_path)
-    assert {number: ledger.runs()[number] for number in told} == told
+    after = ledger.runs()
+    assert after[0] == told[0]
+    assert after[PARENT] == told[PARENT]._replace(epochs_sent=2)
     client = build_client(store)
     assert len(runs_of(client, 0)) == len(runs_of(client, 1)) == 1
     assert len(client.get_metric_history(told[0].run_id, QUALITY)) == 2

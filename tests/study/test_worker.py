@@ -43,6 +43,7 @@ def succeed(config: TrialConfig, context: TrialContext) -> TrialResult:
         metrics={"test/ndcg_at_10": 0.05},
         epochs=1,
         best_epoch=1,
+        memory_parts={"parameters": 600, "activations": 300},
     )
 
 
@@ -72,6 +73,7 @@ def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
     assert record.config["table_updates"] == "dense", "what auto stood for"
     assert record.tags == {"device": "cpu", "seed": "0"}
     assert record.seconds == 0.5
+    assert record.memory_parts == {"parameters": 600, "activations": 300}
     (epoch,) = ledger.epochs(0)
     assert epoch.metrics[QUALITY] == 0.1
 

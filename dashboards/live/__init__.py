@@ -1,0 +1,1 @@
+"""The live app: what it reads, what it shows, and what happens on a change."""
