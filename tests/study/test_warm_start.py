@@ -180,7 +180,9 @@ def run(*arguments: str) -> int:
 
 def test_runs_of_a_table_have_their_loss_and_no_quality_if_they_diverged(folder: Path) -> None:
     runs = runs_of_table(RecordedObjective(folder / "runs.csv", "beer"))
-    assert ({"batch_size": 8.0, "negatives": 64.0}, pytest.approx(0.108)) in runs
+    settings, quality = runs[0]
+    assert settings == {"batch_size": 8.0, "negatives": 64.0}
+    assert quality == pytest.approx(0.108)
     assert ({"batch_size": 64.0, "loss": "cce"}, None) in runs
 
 
