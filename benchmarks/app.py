@@ -99,7 +99,6 @@ def main() -> None:
         if not (arguments.folder / name).exists():
             make_study(arguments.folder, name, trials)
     about = machine()
-    rows = []
     with served(arguments.folder) as (address, process), sync_playwright() as playwright:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
@@ -109,10 +108,10 @@ def main() -> None:
             row = measure(browser, address, arguments.folder, name)
             row["resident_mib"] = process.memory_info().rss >> 20
             row["load"] = round(os.getloadavg()[0], 1)
-            rows.append({**about, "cores": os.cpu_count(), "trials": trials, **row})
+            known = {**about, "cores": os.cpu_count(), "trials": trials}
+            append(arguments.output, [known | row])
             print(name, row, flush=True)
         browser.close()
-    append(arguments.output, rows)
 
 
 if __name__ == "__main__":

@@ -94,11 +94,12 @@ def stored_trials(
         chosen = _distribution(distribution).to_external_repr(value)
         params.setdefault(trial, {})[name] = chosen
     attributes: dict[int, dict[str, Any]] = {}
-    rows_ = connection.execute(of_trials(_attributes, "key", "value_json")).all()
-    # In one piece: then equal names in it are one object.
-    texts = json.loads(f"[{','.join(row.value_json for row in rows_)}]")
-    for (trial, key, _), value in zip(rows_, texts, strict=True):
-        attributes.setdefault(trial, {})[key] = value
+    found = connection.execute(of_trials(_attributes, "key", "value_json"))
+    for part in found.partitions(1000):
+        # In one piece: then equal names in it are one object.
+        values_ = json.loads(f"[{','.join(row.value_json for row in part)}]")
+        for (trial, key, _), value in zip(part, values_, strict=True):
+            attributes.setdefault(trial, {})[key] = value
     return [
         StoredTrial(
             number,

@@ -20,7 +20,7 @@ from dashboards.queries import StudyView
 from objectives.errors import UserError
 from objectives.trial import QUALITY
 
-_REMEMBERED = 12
+_REMEMBERED = 6
 """What browsers were told, by which the next message is told to be short."""
 
 
@@ -31,14 +31,12 @@ class Told:
     Attributes:
         token: By which the browser says what it has.
         version: Of the study.
-        view: The trials that are chosen.
         figures: Those of the tab, by key.
         parts: What stands beside them, by place.
     """
 
     token: str
     version: str
-    view: StudyView
     figures: Mapping[str, Figure]
     parts: Texts
 
@@ -54,23 +52,23 @@ class Teller:
         """The page of a study."""
         choice = Choice.parse(search)
         _, whole = self._studies.view(name, Choice())
-        told = self._tell(name, choice)
-        figures = pages.figure_blocks(told.view, choice.tab, told.figures)
+        told, view = self._tell(name, choice)
+        figures = pages.figure_blocks(view, choice.tab, told.figures)
         store = {"drawn": told.token, "version": told.version}
         return pages.study_page(name, choice, whole, told.parts, figures, store)
 
     def tab(self, name: str, choice: Choice) -> tuple[Any, str]:
         """The figures of a tab, and the token."""
-        told = self._tell(name, choice)
-        return pages.figure_blocks(told.view, choice.tab, told.figures), told.token
+        told, view = self._tell(name, choice)
+        return pages.figure_blocks(view, choice.tab, told.figures), told.token
 
     def news(self, name: str, choice: Choice, token: str, keys: Sequence[str]) -> list[Any]:
         """What has changed since a token: figures by these keys, parts, and the new token."""
-        told = self._tell(name, choice)
+        told, _ = self._tell(name, choice)
         # Figures of another tab are on their way.
         if told.token == token or set(keys) != told.figures.keys():
             raise dash.exceptions.PreventUpdate
-        before = self._told.get(token, Told("", "", told.view, {}, {}))
+        before = self._told.get(token, Told("", "", {}, {}))
         figures = [
             (changes(before.figures[key], told.figures[key]) or no_update)
             if key in before.figures
@@ -83,7 +81,7 @@ class Teller:
         ]
         return [figures, *parts, pages.csv_path(name, choice), told.token]
 
-    def _tell(self, name: str, choice: Choice) -> Told:
+    def _tell(self, name: str, choice: Choice) -> tuple[Told, StudyView]:
         version, view = self._studies.view(name, choice)
         token = "|".join((name, version, replace(choice, trial=None).query))
         told: Told | None = self._told.get(token)
@@ -92,9 +90,9 @@ class Teller:
             # The budget that is looked at is one of the front; the search had the study's.
             figures = draw(at if choice.tab == "front" else view, choice.tab)
             parts = texts(name, self._studies, view, at)
-            told = Told(token, version, view, figures, parts)
+            told = Told(token, version, figures, parts)
         self._told.keep(token, told)
-        return told
+        return told, view
 
     def detail(self, name: str, number: int) -> Any:
         """A trial, with its curve as far as it is."""
