@@ -52,7 +52,7 @@ def build_app(studies: Studies, token: str | None = None) -> dash.Dash:
         serve_locally=True,
     )
     # The style of the report.
-    report = Path(__file__).parent.with_name("template.html").read_text("utf-8")
+    report = Path(__file__).parent.with_name("frame.html").read_text("utf-8")
     (style,) = re.findall(r"<style>(.*?)</style>", report, re.DOTALL)
     app.index_string = _PAGE.replace("STYLE", style)
     app.layout = html.Main([dcc.Location(id="url", refresh=False), html.Div(id="page")])
