@@ -185,7 +185,9 @@ class Tracker:
         ended = sum(trial.finished is not None for trial in record.trials)
         # Who drains is about to close.
         if closing or (ended > self._shown and begin >= self._next_sight and not draining):
-            drawn = self._artifacts if closing or self._sight is None else self._sight.draw(record)
+            drawn = self._artifacts
+            if not closing and self._sight is not None:
+                drawn = self._sight.draw(read(self._ledger, curves=True))
             self._tell_study(client, record, parent, runs)
             for path in drawn:
                 client.log_artifact(parent.run_id, str(path))

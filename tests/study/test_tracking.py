@@ -152,13 +152,14 @@ def test_the_study_is_shown_while_it_runs_and_its_front_has_a_tag(
 
     def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
         quality, memory = next(results)
+        context.report(1, {"val/ndcg_at_10": quality})
         return TrialResult(quality, memory, seconds=1.0)
 
     shown = threading.Event()
     drawing = tmp_path / "drawing.svg"
 
     def draw(record: StudyRecord) -> list[Path]:
-        drawing.write_text(f"{len(record.complete)} trials")
+        drawing.write_text(" ".join(str(trial.curve) for trial in record.complete))
         return [drawing]
 
     def describe(record: StudyRecord) -> str:
@@ -194,7 +195,7 @@ def test_the_study_is_shown_while_it_runs_and_its_front_has_a_tag(
     assert of_the_front() == ["1", "2"], "the first has left it"
     parent = client.get_run(ledger.runs()[PARENT].run_id)
     assert parent.data.tags["mlflow.note.content"] == "3 trials"
-    assert drawing.read_text() == "1 trials", "at the end it is given the artifacts"
+    assert drawing.read_text() == "(0.1,)", "at the end it is given the artifacts"
     history = client.get_metric_history(parent.info.run_id, "best/ndcg_at_10")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
