@@ -1,8 +1,6 @@
 """The app as a server: its pages, who may see them, and trials as CSV."""
 
-import csv
 import hmac
-import io
 import re
 from pathlib import Path
 
@@ -10,10 +8,10 @@ import dash
 import flask
 from dash import dcc, html
 
+from dashboards.export import as_csv
 from dashboards.live.callbacks import add_callbacks
 from dashboards.live.choice import Choice
 from dashboards.live.studies import Studies
-from dashboards.queries import StudyView
 from objectives.errors import UserError
 
 _COOKIE = "paretocut-token"
@@ -100,35 +98,6 @@ def _serve_csv(server: flask.Flask, studies: Studies) -> None:
             _, view = studies.view(name, Choice.parse(query))
         except UserError as error:
             return f"{error}\n", 404
-        answer = flask.Response(trials_csv(view), mimetype="text/csv")
+        answer = flask.Response(as_csv(view), mimetype="text/csv")
         answer.headers.set("Content-Disposition", "attachment", filename=f"{name}.csv")
         return answer
-
-
-def trials_csv(view: StudyView) -> str:
-    """The trials of a view, a row each; memory in bytes."""
-    params = list(dict.fromkeys(name for trial in view.trials for name in trial.params))
-    metrics = list(dict.fromkeys(name for trial in view.trials for name in trial.metrics))
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    measured = ["ndcg_at_10", "ndcg_at_10_std", "trainings", "peak_memory_bytes", "at_least"]
-    head = ["trial", "outcome", *measured, "seconds", "reason", "mlflow_run"]
-    writer.writerow([*head, *params, *metrics])
-    for trial in view.trials:
-        writer.writerow(
-            [
-                trial.number,
-                trial.group,
-                trial.quality,
-                trial.spread,
-                trial.trainings,
-                trial.memory,
-                trial.at_least,
-                trial.seconds,
-                trial.reason,
-                trial.run,
-                *(trial.params.get(name) for name in params),
-                *(trial.metrics.get(name) for name in metrics),
-            ]
-        )
-    return stream.getvalue()

@@ -1,7 +1,5 @@
 """What the live app reads from an address, and what it tells a browser."""
 
-import csv
-import io
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +12,6 @@ from dashboards import theme
 from dashboards.compare import compare_figure
 from dashboards.live.choice import MIB, Choice, at_budget
 from dashboards.live.figures import TABS, changes, draw
-from dashboards.live.server import trials_csv
 from dashboards.live.studies import Shelf
 from dashboards.queries import StudyView, build_view
 from study.records import StudyRecord
@@ -210,14 +207,6 @@ def test_many_trials_are_drawn_on_the_graphics_card_and_described_shortly(
     assert "hovertext" not in many
     assert "Trial %{customdata}" in many["hovertemplate"]
     assert {trace["type"] for trace in figure["data"] if trace is not many} == {"scatter"}
-
-
-def test_trials_as_csv(mixed: StudyRecord) -> None:
-    rows = list(csv.DictReader(io.StringIO(trials_csv(view_of(mixed)))))
-    assert [int(row["trial"]) for row in rows] == list(range(9))
-    assert rows[1]["outcome"] == "front"
-    assert float(rows[1]["test/ndcg_at_10"]) == 0.1
-    assert (rows[4]["peak_memory_bytes"], rows[4]["at_least"]) == (str(1024 * MIB), "True")
 
 
 def test_fronts_beside_each_other(mixed: StudyRecord, make_study: MakeStudy) -> None:
