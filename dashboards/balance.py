@@ -132,6 +132,8 @@ def balance_figure(view: StudyView, part: Slice) -> go.Figure:
     _draw_lines(figure, view, part)
     winners = band_winners(view, part)
     _draw_trials(figure, view, [*part.trials, *part.full], right, winners)
+    # One scale is for all of them.
+    figure.data[-1].marker.showscale = part == everything[0]
     if part.title:
         figure.add_annotation(
             text=part.title,

@@ -285,8 +285,7 @@ def _front_table(view: StudyView) -> str:
         *(["Configuration"] if _has_toml(view) else []),
         "Peak memory",
         "NDCG@10, validation",
-        "NDCG@10, test",
-        "HitRate@10, test",
+        *(f"{name}, test" for name in _tested(view)),
         "Seconds",
         *view.open,
     ]
@@ -303,8 +302,7 @@ def _row(view: StudyView, trial: TrialView) -> str:
     cells = [
         trial.memory_text,
         trial.quality_text,
-        _decimals(trial.metrics.get("test/ndcg_at_10"), 4),
-        _decimals(trial.metrics.get("test/hit_rate_at_10"), 4),
+        *(_decimals(trial.metrics.get(key), 4) for key in _tested(view).values()),
         _decimals(trial.seconds, 1),
         *(short(trial.params.get(name, "-")) for name in view.open),
     ]
@@ -315,6 +313,13 @@ def _row(view: StudyView, trial: TrialView) -> str:
     run = _link(trial.run, trial.run_url) if trial.run is not None else "-"
     best = ' class="best"' if trial == view.best else ""
     return f'<tr{best}>{first}{shown}<td class="text">{run}</td></tr>'
+
+
+def _tested(view: StudyView) -> dict[str, str]:
+    """The test metrics that the front's trials have, by their names for people."""
+    names = {"NDCG@10": "test/ndcg_at_10", "HitRate@10": "test/hit_rate_at_10"}
+    known = {key for trial in view.front for key in trial.metrics}
+    return {name: key for name, key in names.items() if key in known}
 
 
 def _has_toml(view: StudyView) -> bool:

@@ -20,7 +20,7 @@ def parameter_figure(view: StudyView, name: str) -> go.Figure:
     complete = any(trial.quality is not None for trial in trials)
     figure = theme.figure(460 if complete else 280)
     figure.update_layout(
-        margin={"t": 8, "l": 58, "r": 8},
+        margin={"l": 58, "r": 8},
         xaxis=theme.axis(
             title={"text": html.escape(name)},
             anchor="y2",
@@ -42,8 +42,9 @@ def parameter_figure(view: StudyView, name: str) -> go.Figure:
             x = [trial.params[name] for trial in trials]
             x = x if numeric else [_category(choice) for choice in x]
             hover = theme.template(trials[0].group, value, text)
+            properties = {"hovertemplate": hover, "yaxis": to}
             figure.add_trace(
-                theme.points(trials[0].group, trials, x, y, hovertemplate=hover, yaxis=to)
+                theme.points(trials[0].group, trials, x, y, upwards=to == "y2", **properties)
             )
 
     for group in reversed(WORDS):  # the front on top

@@ -17,7 +17,7 @@ from study.front import pareto_front
 _PANE, _ROW, _GAP = 360, 26, 22
 """Pixels: the plot of quality, a row of the strip below it, and what is between them."""
 
-_TOP, _BOTTOM = 58, 56
+_TOP, _BOTTOM = 68, 56
 _LOSS_ROW = 19
 """Pixels of a row of the legend of losses, of three on a phone."""
 _SCALE = 34

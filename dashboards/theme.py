@@ -97,6 +97,7 @@ def points(
     x: Sequence[Any],
     y: Sequence[Any],
     colors: Sequence[str] | None = None,
+    upwards: bool = False,
     **properties: Any,
 ) -> go.Scatter:
     """The trials of one group at the given places, each with its number as custom data.
@@ -107,13 +108,16 @@ def points(
         x: Their places.
         y: Their places.
         colors: Of each, where the colour says something else.
+        upwards: Whether memory rises upwards and not to the right.
         properties: Of the trace.
     """
     mark = MARKS[group]
-    symbol: str | list[str] = mark.symbol
+    across = mark.symbol.replace("line-ns", "line-ew") if upwards else mark.symbol
+    symbol: str | list[str] = across
     if any(trial.at_least for trial in trials):
         # A bound from below points to where the true peak is.
-        symbol = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
+        bound = "triangle-up" if upwards else "triangle-right"
+        symbol = [bound if trial.at_least else across for trial in trials]
     return go.Scatter(
         x=x,
         y=y,

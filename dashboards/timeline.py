@@ -14,7 +14,7 @@ from dashboards.queries import WORDS, StudyView, TrialView
 _PANE, _GAP, _ROW, _ROWS = 150, 26, 24, 480
 """Pixels: the plot of the hypervolume, a gap, a worker's row, and the most for all rows."""
 
-_TOP, _BOTTOM = 48, 52
+_TOP, _BOTTOM = 52, 52
 
 _UNITS = (("Hours", 3600), ("Minutes", 60), ("Seconds", 1))
 
@@ -77,7 +77,7 @@ def timeline_figure(view: StudyView) -> go.Figure:
     labelled = list(range(0, rows, math.ceil(rows * _ROW / _ROWS)))
     figure = theme.figure(plot + _TOP + _BOTTOM)
     figure.update_layout(
-        margin={"t": _TOP, "b": _BOTTOM},
+        margin={"t": _TOP, "b": _BOTTOM, "l": 68},
         showlegend=True,
         legend={"y": 1 + 10 / plot},
         xaxis=theme.axis(

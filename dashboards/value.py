@@ -150,7 +150,7 @@ def _draw_doublings(figure: go.Figure, bars: list[Doubling], unit: int) -> None:
         yaxis2=theme.axis(
             title={"text": "Added by doubling"},
             domain=[0, 0.32],
-            range=[0, 1.3 * max(gains) or 1],
+            range=[0, 1.6 * max(gains) or 1],
             showgrid=False,
             showticklabels=False,
         )
@@ -163,7 +163,7 @@ def _draw_doublings(figure: go.Figure, bars: list[Doubling], unit: int) -> None:
         offset=[0.03 * bar.low / unit for bar in bars],
         width=[0.94 * bar.low / unit for bar in bars],
         marker={"color": theme.MARKS["front"].color, "opacity": 0.55},
-        text=[f"+{gain:.4f}" for gain in gains],
+        text=[_gain_text(bar, few=len(bars) < 5) for bar in bars],
         textposition="outside",
         textangle=-90 if len(bars) > 7 else 0,
         textfont={"size": 11},
@@ -176,3 +176,9 @@ def _draw_doublings(figure: go.Figure, bars: list[Doubling], unit: int) -> None:
         ],
         showlegend=False,
     )
+
+
+def _gain_text(bar: Doubling, few: bool) -> str:
+    """What a doubling adds, and where there is room also between which limits."""
+    gain = f"+{bar.gain:.4f}"
+    return f"{gain}<br>{format_bytes(bar.low)} to {format_bytes(bar.high)}" if few else gain

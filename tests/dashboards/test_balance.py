@@ -51,7 +51,8 @@ def record(make_trial: MakeTrial, make_study: MakeStudy) -> StudyRecord:
             peak_memory=60 * MIB,
         )
     )
-    return make_study(*trials, open=["batch_size", "loss", "negatives"])
+    space = {"batch_size": [8, 4096], "loss": ["cce-", "cce"], "negatives": [8, 4096]}
+    return make_study(*trials, space=space, open=list(space))
 
 
 def lines(figure: Any) -> list[Any]:
@@ -166,6 +167,16 @@ def test_lengths_are_slices(record: StudyRecord) -> None:
         "max_length 30 to 40",
         "max_length 50 to 60",
     ]
+
+
+def test_slices_share_one_scale_of_colours(record: StudyRecord) -> None:
+    trials = [
+        replace(trial, config={**trial.config, "max_length": 50 + 50 * (trial.number % 2)})
+        for trial in record.trials
+    ]
+    view = build_view(replace(record, trials=tuple(trials)), "x")
+    figures = [balance_figure(view, part) for part in slices(view)]
+    assert [figure.data[-1].marker.showscale for figure in figures] == [True, False]
 
 
 def test_page_has_a_figure_for_each_slice_or_none(record: StudyRecord, mixed: StudyRecord) -> None:

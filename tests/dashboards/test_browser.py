@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dashboards.export import as_csv
 from dashboards.queries import build_view
@@ -56,6 +57,7 @@ def show(
     page.on("pageerror", lambda error: seen.append(f"error: {error}"))
     page.on("request", lambda request: seen.append(request.url))
     page.goto(path.as_uri())
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
     wait_until(
         page, "[...document.querySelectorAll('.figure')].every(f => f.querySelector('svg'))"
     )
@@ -80,6 +82,45 @@ def test_report_is_drawn_and_fits(browser: Browser, report: Path, width: int) ->
     ):
         assert right <= width
     page.close()
+
+
+def test_figures_are_drawn_as_they_come_into_view(browser: Browser, report: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(report.as_uri())
+    last = page.locator(".figure").last
+    page.locator(".figure").first.scroll_into_view_if_needed()
+    expect(page.locator(".figure").first.locator("svg").first).to_be_attached()
+    expect(last.locator("svg")).to_have_count(0)
+    last.scroll_into_view_if_needed()
+    expect(last.locator("svg").first).to_be_attached()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("compared", [False, True])
+def test_nothing_is_in_the_way_of_a_screen_reader(
+    browser: Browser,
+    tmp_path: Path,
+    trained: StudyRecord,
+    mixed: StudyRecord,
+    scheme: str,
+    compared: bool,
+) -> None:
+    path = tmp_path / "page.html"
+    write_comparison([trained, mixed], path, "x") if compared else write_report(trained, path, "x")
+    context = browser.new_context(bypass_csp=True)  # axe runs in the page
+    page = context.new_page()
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.goto(path.as_uri())
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    found = Axe().run(page).response["violations"]
+    serious = [
+        (each["id"], [node["html"][:200] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+    context.close()
 
 
 def test_a_scale_of_colours_leaves_the_figures_in_their_place(

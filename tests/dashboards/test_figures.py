@@ -267,6 +267,8 @@ def test_parameter_is_drawn_against_quality_and_memory(mixed: StudyRecord) -> No
     assert points(memory) == [(8, 0.25), (16, 0.5)]
     assert [points(trace) for trace in traces(figure, "over budget")] == [[(32, 1.25)], [(40, 1)]]
     assert "at least" in traces(figure, "over budget")[1].hovertemplate
+    assert list(traces(figure, "over budget")[1].marker.symbol) == ["triangle-up"]
+    assert traces(figure, "pruned")[0].marker.symbol == "line-ew-open"
     assert figure.data[-1].name == "on the front"
     assert figure.layout.xaxis.type == "linear"
 

@@ -135,4 +135,4 @@ def test_page_has_a_button_where_there_is_a_front_figure(
     assert button in render(build_view(mixed, "x"))
     wide = make_study(*(make_trial(i, peak_memory=mib * MIB) for i, mib in enumerate((9, 999))))
     assert button.replace("false", "true") in render(build_view(wide, "x"))
-    assert "<button" not in render(build_view(make_study(), "x"))
+    assert '<button type="button" aria-pressed' not in render(build_view(make_study(), "x"))

@@ -103,6 +103,8 @@ def test_table_lists_the_front(mixed: StudyRecord) -> None:
         f"<code>{'b' * 32}</code>",
     ]
     assert len(cells) == 3
+    untested = [replace(trial, metrics={}) for trial in mixed.trials]
+    assert ", test" not in without_plotly(render_page(replace(mixed, trials=tuple(untested))))
 
 
 def test_a_row_of_the_table_copies_its_configuration(trained: StudyRecord) -> None:

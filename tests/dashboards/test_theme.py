@@ -81,8 +81,8 @@ def test_losses_can_be_told_apart(vision: str) -> None:
 
 def test_marks_stand_out_on_light_and_dark() -> None:
     """By as much as WCAG asks of graphics."""
-    template = Path(dashboards.__file__).with_name("template.html").read_text("utf-8")
-    pages = re.findall(r"--page: (#\w{6})", template)
+    frame = Path(dashboards.__file__).with_name("frame.html").read_text("utf-8")
+    pages = re.findall(r"--page: (#\w{6})", frame)
     assert len(pages) == 2
     for color in (*LOSS_COLORS.values(), *(mark.color for mark in MARKS.values())):
         for page in pages:

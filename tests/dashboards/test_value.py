@@ -102,12 +102,22 @@ def test_the_line_the_bars_and_the_knee_are_drawn(view_of: MakeView) -> None:
         (64, pytest.approx(128, rel=0.04)),
         (128, pytest.approx(256, rel=0.04)),
     ]
-    assert list(bars.text) == ["+0.1000", "+0.0200"]
+    assert list(bars.text) == [
+        "+0.1000<br>64.0 MiB to 128.0 MiB",
+        "+0.0200<br>128.0 MiB to 256.0 MiB",
+    ]
     assert bars.hovertext[1] == "from 128.0 MiB to 256.0 MiB: 0.2000 to 0.2200"
     assert figure.layout.xaxis.type == "log"
     (note,) = [each for each in figure.layout.annotations if each.text.startswith("knee")]
     assert note.text == "knee: trial 1"
     assert (10**note.x, note.y) == (pytest.approx(128), 0.2)
+
+
+def test_many_bars_say_the_gain_alone(view_of: MakeView) -> None:
+    view = view_of(*((2**power, power / 100) for power in range(1, 8)))
+    bars = value_figure(view).data[-1]
+    assert len(bars.text) > 4
+    assert set(bars.text) == {"+0.0100"}
 
 
 def test_page_leaves_out_what_no_trial_bought(
