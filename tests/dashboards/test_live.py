@@ -220,8 +220,10 @@ def test_trials_as_csv(mixed: StudyRecord) -> None:
     assert (rows[4]["peak_memory_bytes"], rows[4]["at_least"]) == (str(1024 * MIB), "True")
 
 
-def test_fronts_beside_each_other(mixed: StudyRecord, make_study: MakeStudy) -> None:
-    views = [view_of(mixed), view_of(make_study(name="<b>"))]
+def test_fronts_beside_each_other(
+    mixed: StudyRecord, make_trial: MakeTrial, make_study: MakeStudy
+) -> None:
+    views = [view_of(mixed), view_of(make_study(make_trial(0), name="<b>"))]
     figure = compare_figure(views)
     fronts = [trace for trace in figure.data if trace.mode == "markers"]
     assert [trace.name for trace in fronts] == ["toy", "&lt;b&gt;"]
