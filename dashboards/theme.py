@@ -98,8 +98,8 @@ def points(
     y: Sequence[Any],
     colors: Sequence[str] | None = None,
     **properties: Any,
-) -> go.Scatter:
-    """The trials of one group at the given places, each with its number as custom data.
+) -> dict[str, Any]:
+    """A trace of the trials of one group at the given places, with their numbers as custom data.
 
     Args:
         group: Their group, which has a shape and a colour.
@@ -114,20 +114,23 @@ def points(
     if any(trial.at_least for trial in trials):
         # A bound from below points to where the true peak is.
         symbol = ["triangle-right" if trial.at_least else mark.symbol for trial in trials]
-    return go.Scatter(
-        x=x,
-        y=y,
-        name=WORDS[group],
-        customdata=[trial.number for trial in trials],
-        marker={
+    # No graph object: Plotly would check each point twice.
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": y,
+        "name": WORDS[group],
+        "customdata": [trial.number for trial in trials],
+        "marker": {
             "color": mark.color if colors is None else colors,
             "size": mark.size,
             "symbol": symbol,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },
-        **({"mode": "markers"} | properties),
-    )
+        **properties,
+    }
 
 
 def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> go.Scatter:
