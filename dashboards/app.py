@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 
 from objectives.errors import UserError
 from study import cli
@@ -57,6 +58,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             f"--port {arguments.port}: {arguments.host} cannot be listened to ({reason}); choose "
             "another --port or --host"
         ) from None
+    threading.Thread(target=studies.read_ahead, daemon=True).start()
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     secret = f"?token={token}" if token else ""
     print(f"http://{host}:{server.server_port}/{secret}", flush=True)

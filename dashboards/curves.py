@@ -48,6 +48,17 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
     return figure
 
 
+def with_lines(view: StudyView) -> list[TrialView]:
+    """Trials whose curves are enough for the figure: the front, and others that have trained."""
+    front = {trial.number for trial in view.front}
+    others = [
+        trial
+        for trial in view.trials
+        if trial.number not in front and trial.group not in ("infeasible", "waiting")
+    ]
+    return thinned(view.front) + thinned(others)
+
+
 def _path(trial: TrialView) -> Places:
     return [
         (epoch, value if math.isfinite(value) else None, "")

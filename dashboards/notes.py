@@ -63,6 +63,13 @@ def notes(costs: Costs) -> dict[str, str]:
         "without a quality stand in the strip below, at the memory that they took, were predicted "
         "to take or, as a triangle, took at least. A bar is a standard deviation of several "
         "trainings to each side; a band lies between what the worst and the best of them reach.",
+        "value_note": "The best quality that was found within a memory limit and, below, what "
+        "each doubling of the limit added. The knee is the trial farthest above the straight "
+        "line between the ends of the front: up to it a doubling adds more than the average one, "
+        "beyond it less.",
+        "anatomy_note": "The bars are the parts of the peak as it was predicted; the upright mark "
+        "is the peak that was measured, and the figure on the right by how much it differs from "
+        "the prediction.",
         "history_note": f"{history} the search has stopped finding anything better. "
         "Below, where there are any, the number of trials that ended without a quality.",
         "timeline_note": "A row is a worker, a bar a trial from its start to its end, or to the "

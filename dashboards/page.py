@@ -10,111 +10,40 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards import words
-from dashboards.anatomy import anatomy_figure, dissected
-from dashboards.balance import balance_figure, slices
-from dashboards.curves import curves_figure
-from dashboards.duration import duration_figure
 from dashboards.export import as_csv
 from dashboards.frame import answers, frame, place
-from dashboards.history import history_figure
-from dashboards.importance import importance_figure, importances, why_none
-from dashboards.losses import losses_figure, losses_of
 from dashboards.notes import notes
-from dashboards.parallel import parallel_figure
-from dashboards.parameters import parameter_figure
 from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
+from dashboards.sections import SECTIONS, Section
 from dashboards.theme import MARKS, full_hover
-from dashboards.timeline import timeline_figure
-from dashboards.value import value_figure
 from study.budget import format_bytes
 from study.progress import short
 
 
 def render(view: StudyView) -> str:
     """The page; it needs no other file and no network."""
-    figures = _figures(view)
+    sections = [section for of in SECTIONS.values() for section in of(view)]
+    figures = {
+        key: place.figure()
+        for section in sections
+        for key, place in section.places.items()
+        if place.figure
+    }
+    shown = [_section(section, figures) for section in sections]
     texts = notes(view.objectives[1:])
     template = string.Template(Path(__file__).with_name("template.html").read_text("utf-8"))
     body = template.substitute(
         name=html.escape(view.name),
+        kicker=texts["kicker"],
         summary=html.escape(words.summary(view)),
         answers=answers(view, 2),
         facts=_facts(view),
-        switch=_switch(figures),
-        front=place(
-            figures,
-            "front",
-            "Validation NDCG@10 of every trial against its peak memory",
-            "No trial has a known peak memory yet.",
-        ),
-        duration=place(
-            figures,
-            "duration",
-            "Validation NDCG@10 of complete trials against their seconds",
-            "No trial has trained to its end within the budget, so none has a quality.",
-        )
-        if "time" in view.objectives
-        else "",
-        value=_section(
-            figures,
-            "value",
-            "What a GiB buys",
-            "The best quality that was found within a memory limit and, below, what each doubling "
-            "of the limit added. The knee is the trial farthest above the straight line between "
-            "the ends of the front: up to it a doubling adds more than the average one, beyond it "
-            "less.",
-            "Best validation NDCG@10 within a memory limit, and what doubling the limit adds",
-        ),
-        balance=_balance(view, figures),
-        anatomy=place(
-            figures,
-            "anatomy",
-            "Parts of the predicted peak memory of the best trials, beside the measured peak",
-            words.no_anatomy(view),
-        ),
-        not_drawn=html.escape(words.not_drawn(view)),
-        history=place(
-            figures,
-            "history",
-            "The best quality found so far, over the trials",
-            "No trial has trained to its end within the budget, so none has a quality.",
-        ),
-        timeline=place(
-            figures,
-            "timeline",
-            "What each worker did, and the hypervolume, over the time at work",
-            "No trial has started yet.",
-        ),
-        importance=place(
-            figures,
-            "importance",
-            "Importance of the open settings: " + _importances(view),
-            why_none(view),
-        ),
-        parameters=_parameters(view, figures),
-        parallel=_section(
-            figures,
-            "parallel",
-            "Trials side by side",
-            texts["parallel_note"],
-            "The settings of complete trials, with their peak memory and their quality",
-        ),
-        losses=_section(
-            figures,
-            "losses",
-            "Loss against loss",
-            texts["losses_note"],
-            "The best validation NDCG@10 of each loss within a memory limit",
-        ),
-        curves=place(
-            figures,
-            "curves",
-            "Validation NDCG@10 of trials after each of their epochs",
-            "No trial has reported an epoch yet.",
-        ),
+        front=shown[0],
+        sections="\n".join(shown[1:]),
+        table_title=texts["table_title"],
+        table_note=texts["table_note"],
         table=_front_table(view),
-        **texts,
     )
     return frame(
         view.name,
@@ -127,35 +56,18 @@ def render(view: StudyView) -> str:
     )
 
 
-def _figures(view: StudyView) -> dict[str, go.Figure]:
-    """The figures that have something to show, by the name of their place on the page."""
-    figures = {}
-    if view.measured:
-        figures["front"] = pareto_figure(view)
-    if "time" in view.objectives and view.timed:
-        figures["duration"] = duration_figure(view)
-    if "memory" in view.objectives and view.complete:
-        figures["value"] = value_figure(view)
-    for index, part in enumerate(slices(view)):
-        figures[f"balance-{index}"] = balance_figure(view, part)
-    if dissected(view):
-        figures["anatomy"] = anatomy_figure(view)
-    if view.complete:
-        figures["history"] = history_figure(view)
-    if any(trial.started for trial in view.trials):
-        figures["timeline"] = timeline_figure(view)
-    if importances(view, "quality") or importances(view, "memory"):
-        figures["importance"] = importance_figure(view)
-    for index, name in enumerate(view.open):
-        if any(name in trial.params for trial in view.measured):
-            figures[f"parameter-{index}"] = parameter_figure(view, name)
-    if view.open and view.complete:
-        figures["parallel"] = parallel_figure(view)
-    if len(losses_of(view)) > 1 and view.complete:
-        figures["losses"] = losses_figure(view)
-    if any(trial.curve for trial in view.trials):
-        figures["curves"] = curves_figure(view)
-    return figures
+def _section(section: Section, figures: Mapping[str, go.Figure]) -> str:
+    places = "".join(
+        place(figures, key, where.label, where.otherwise) for key, where in section.places.items()
+    )
+    if section.columns > 1 and places:
+        places = f'<div class="small" style="--columns: {section.columns}">{places}</div>'
+    switch = _switch(figures) if "front" in section.places else ""
+    return (
+        f"<section>\n<h2>{section.title}</h2>\n"
+        f'<p class="note">{html.escape(section.note, quote=False)}</p>\n'
+        f"{switch}{places}\n</section>\n"
+    )
 
 
 def _is_log(figure: go.Figure) -> bool:
@@ -189,58 +101,6 @@ def _switches(view: StudyView, figures: Mapping[str, go.Figure]) -> dict[str, An
             ],
         }
     }
-
-
-def _section(figures: Mapping[str, go.Figure], key: str, title: str, note: str, label: str) -> str:
-    """A section of one figure; nothing where there is none."""
-    if key not in figures:
-        return ""
-    drawn = place(figures, key, label, "")
-    return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n{drawn}\n</section>\n'
-
-
-def _balance(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
-    parts = slices(view)
-    if not parts:
-        return ""
-    places = "".join(
-        place(figures, f"balance-{index}", f"Quality by negatives and batch size {part.title}", "")
-        for index, part in enumerate(parts)
-    )
-    columns = 2 if len(parts) in (2, 4) else len(parts)
-    return (
-        f'<section>\n<h2>Balance of negatives and batch size</h2>\n<p class="note">'
-        f"{words.balance(parts)}</p>\n"
-        f'<div class="small" style="--columns: {columns}">{places}</div>\n</section>\n'
-    )
-
-
-def _importances(view: StudyView) -> str:
-    """The importances as text, for those who do not see the bars."""
-    return "; ".join(
-        f"for {of} " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-        for of, shares in (
-            ("quality", importances(view, "quality")),
-            ("peak memory", importances(view, "memory")),
-        )
-        if shares
-    )
-
-
-def _parameters(view: StudyView, figures: Mapping[str, go.Figure]) -> str:
-    if not view.open:
-        return '<p class="none">The study has no open parameter: every trial is the same.</p>'
-    places = [
-        place(
-            figures,
-            f"parameter-{index}",
-            f"Quality and peak memory by {name}",
-            f"No trial with a known peak memory has a value of {name} yet.",
-        )
-        for index, name in enumerate(view.open)
-    ]
-    columns = 2 if len(places) in (1, 2, 4) else 3
-    return f'<div class="small" style="--columns: {columns}">{"".join(places)}</div>'
 
 
 def _facts(view: StudyView) -> str:

@@ -11,7 +11,7 @@ from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
 from dashboards.duration import color_by_time
 from dashboards.limits import draw_budget, draw_cards
-from dashboards.queries import WORDS, StudyView, TrialView
+from dashboards.queries import WORDS, Group, StudyView, TrialView
 from study.front import pareto_front
 
 _PANE, _ROW, _GAP = 360, 26, 22
@@ -22,6 +22,9 @@ _LOSS_ROW = 19
 """Pixels of a row of the legend of losses, of three on a phone."""
 _SCALE = 34
 """Pixels above the legend, where colours say what trials took."""
+
+_OTHERS: tuple[Group, ...] = ("dominated", "infeasible")
+"""Trials with a quality that are not on the front; over budget those beyond what is looked at."""
 
 _NUMBER_SPACING = 0.06
 """Share of the axis between two trials of the front whose numbers do not overlap on a phone."""
@@ -69,21 +72,21 @@ def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
         _explain_losses(figure, view, losses, plot)
     if timed:
         color_by_time(figure, view, 1 + _TOP / plot)
-    dominated = view.of("dominated")
-    if dominated:
-        quality = [trial.quality for trial in dominated]
-        figure.add_trace(
-            theme.points(
-                "dominated",
-                dominated,
-                axis.places(dominated),
-                quality,
-                _colors(dominated, losses),
-                showlegend=not losses,
-                **_error_bars(dominated),
-                **theme.hovers(dominated),
+    for group in _OTHERS:
+        trials = [trial for trial in view.of(group) if trial.quality is not None]
+        if trials:
+            figure.add_trace(
+                theme.points(
+                    group,
+                    trials,
+                    axis.places(trials),
+                    [trial.quality for trial in trials],
+                    _colors(trials, losses),
+                    showlegend=not losses,
+                    **_error_bars(trials),
+                    **theme.hovers(trials),
+                )
             )
-        )
     for row, group in enumerate(rows):
         trials = [trial for trial in below if trial.group == group]
         figure.add_trace(

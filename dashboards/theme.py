@@ -99,8 +99,8 @@ def points(
     colors: Sequence[str] | None = None,
     upwards: bool = False,
     **properties: Any,
-) -> go.Scatter:
-    """The trials of one group at the given places, each with its number as custom data.
+) -> dict[str, Any]:
+    """A trace of the trials of one group at the given places, with their numbers as custom data.
 
     Args:
         group: Their group, which has a shape and a colour.
@@ -118,20 +118,23 @@ def points(
         # A bound from below points to where the true peak is.
         bound = "triangle-up" if upwards else "triangle-right"
         symbol = [bound if trial.at_least else across for trial in trials]
-    return go.Scatter(
-        x=x,
-        y=y,
-        name=WORDS[group],
-        customdata=[trial.number for trial in trials],
-        marker={
+    # No graph object: Plotly would check each point twice.
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": y,
+        "name": WORDS[group],
+        "customdata": [trial.number for trial in trials],
+        "marker": {
             "color": mark.color if colors is None else colors,
             "size": mark.size,
             "symbol": symbol,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },
-        **({"mode": "markers"} | properties),
-    )
+        **properties,
+    }
 
 
 def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> go.Scatter:

@@ -31,12 +31,15 @@ def point_of(objectives: Sequence[str], quality: float, memory: float, seconds: 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
     """Indices of the points that no other beats, by rising costs; the first of equal ones."""
-    order = sorted(range(len(points)), key=lambda i: (points[i][1:], -points[i][0], i))
+    order = sorted(range(len(points)), key=lambda i: (points[i][1:], -points[i][0]))
     front: list[int] = []
     for index in order:
-        # With one cost the last of the front is the best so far.
-        rivals = front if len(points[index]) > 2 else front[-1:]
-        if not is_beaten(points[index], [points[rival] for rival in rivals]):
+        if len(points[index]) > 2:
+            beaten = is_beaten(points[index], [points[rival] for rival in front])
+        else:
+            # With one cost the last of the front is the best so far.
+            beaten = bool(front) and points[front[-1]][0] >= points[index][0]
+        if not beaten:
             front.append(index)
     return front
 

@@ -8,7 +8,7 @@ by an identifier of its own, since Optuna reuses the numbers of deleted studies.
 import contextlib
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -219,15 +219,16 @@ class Ledger:
                 )
             )
 
-    def epochs(self, number: int | None = None, after: int = 0) -> list[Epoch]:
-        """Epochs of one trial, or of all, behind a given epoch, in order."""
+    def epochs(self, number: int | Collection[int] | None = None, after: int = 0) -> list[Epoch]:
+        """Epochs of one trial, of some, or of all, behind a given epoch, in order."""
         query = (
             sa.select(_epochs.c.number, _epochs.c.epoch, _epochs.c.recorded_at, _epochs.c.metrics)
             .where(_epochs.c.study == self.study_id, _epochs.c.epoch > after)
             .order_by(_epochs.c.number, _epochs.c.epoch)
         )
         if number is not None:
-            query = query.where(_epochs.c.number == number)
+            numbers = [number] if isinstance(number, int) else number
+            query = query.where(_epochs.c.number.in_(numbers))
         with self.engine.connect() as connection:
             return [Epoch(*row) for row in connection.execute(query)]
 

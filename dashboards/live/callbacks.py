@@ -16,7 +16,7 @@ from dashboards.live.choice import Choice
 from dashboards.live.figures import Figure, changes, draw
 from dashboards.live.studies import Shelf, Studies
 from dashboards.live.texts import GRAPH, Texts, as_json, list_table, texts, trial_detail
-from dashboards.queries import StudyView
+from dashboards.sections import SECTIONS, Section
 from objectives.errors import UserError
 from objectives.trial import QUALITY
 
@@ -31,14 +31,23 @@ class Told:
     Attributes:
         token: By which the browser says what it has.
         version: Of the study.
-        figures: Those of the tab, by key.
+        sections: Those of the tab.
+        figures: Their figures, by key.
         parts: What stands beside them, by place.
     """
 
     token: str
     version: str
+    sections: Sequence[Section]
     figures: Mapping[str, Figure]
     parts: Texts
+
+    @property
+    def shape(self) -> list[Any]:
+        """Where which figure is: where this has changed all of them are told."""
+        return [
+            (section.title, section.columns, *section.places.keys()) for section in self.sections
+        ] + [(key, figure["layout"]["height"]) for key, figure in self.figures.items()]
 
 
 class Teller:
@@ -52,47 +61,64 @@ class Teller:
         """The page of a study."""
         choice = Choice.parse(search)
         _, whole = self._studies.view(name, Choice())
-        told, view = self._tell(name, choice)
-        figures = pages.figure_blocks(view, choice.tab, told.figures)
+        told = self._tell(name, choice)
+        figures = pages.section_blocks(told.sections, told.figures)
         store = {"drawn": told.token, "version": told.version}
         return pages.study_page(name, choice, whole, told.parts, figures, store)
 
-    def tab(self, name: str, choice: Choice) -> tuple[Any, str]:
-        """The figures of a tab, and the token."""
-        told, view = self._tell(name, choice)
-        return pages.figure_blocks(view, choice.tab, told.figures), told.token
+    def news(self, name: str, choice: Choice, token: str, counts: Sequence[int]) -> list[Any]:
+        """What has changed since a token.
 
-    def news(self, name: str, choice: Choice, token: str, keys: Sequence[str]) -> list[Any]:
-        """What has changed since a token: figures by these keys, parts, and the new token."""
-        told, _ = self._tell(name, choice)
-        # Figures of another tab are on their way.
-        if told.token == token or set(keys) != told.figures.keys():
+        Args:
+            name: The study.
+            choice: What is looked at.
+            token: What the browser has.
+            counts: How many figures and notes these are.
+
+        Returns:
+            The sections where there are others; else figures, labels and notes; then parts, where
+            the trials are as CSV, and the new token.
+        """
+        told = self._tell(name, choice)
+        if told.token == token:
             raise dash.exceptions.PreventUpdate
-        before = self._told.get(token, Told("", "", {}, {}))
-        figures = [
-            (changes(before.figures[key], told.figures[key]) or no_update)
-            if key in before.figures
-            else told.figures[key]
-            for key in keys
-        ]
+        before: Told | None = self._told.get(token)
         parts = [
-            no_update if as_json(before.parts.get(place)) == as_json(part) else part
+            no_update if before and as_json(before.parts[place]) == as_json(part) else part
             for place, part in told.parts.items()
         ]
-        return [figures, *parts, pages.csv_path(name, choice), told.token]
+        rest = [*parts, pages.csv_path(name, choice), told.token]
+        if before is None or before.shape != told.shape:
+            figures, notes = ([no_update] * count for count in counts)
+            sections = pages.section_blocks(told.sections, told.figures)
+            return [sections, figures, figures, notes, *rest]
+        patches = [
+            changes(before.figures[key], figure) or no_update
+            for key, figure in told.figures.items()
+        ]
+        labels = [
+            place.label
+            for section in told.sections
+            for key, place in section.places.items()
+            if key in told.figures
+        ]
+        return [no_update, patches, labels, [section.note for section in told.sections], *rest]
 
-    def _tell(self, name: str, choice: Choice) -> tuple[Told, StudyView]:
+    def _tell(self, name: str, choice: Choice) -> Told:
         version, view = self._studies.view(name, choice)
         token = "|".join((name, version, replace(choice, trial=None).query))
         told: Told | None = self._told.get(token)
         if told is None:
             at = pages.at_choice(view, choice)
             # The budget that is looked at is one of the front; the search had the study's.
-            figures = draw(at if choice.tab == "front" else view, choice.tab)
+            shown = at if choice.tab == "front" else view
+            if choice.tab == "curves":
+                shown = self._studies.with_curves(name, view)
+            sections = list(SECTIONS[choice.tab](shown))
             parts = texts(name, self._studies, view, at)
-            told = Told(token, version, figures, parts)
+            told = Told(token, version, sections, draw(sections), parts)
         self._told.keep(token, told)
-        return told, view
+        return told
 
     def detail(self, name: str, number: int) -> Any:
         """A trial, with its curve as far as it is."""
@@ -175,33 +201,26 @@ def _follow(app: dash.Dash, studies: Studies, teller: Teller) -> None:
 
     @app.callback(
         Output("figures", "children"),
-        Output("drawn", "data"),
-        Input("tab", "value"),
-        State("study", "data"),
-        State("choice", "data"),
-        prevent_initial_call=True,
-    )
-    def draw_tab(tab: str, name: str, query: str) -> Any:
-        return teller.tab(name, replace(Choice.parse(query), tab=tab))
-
-    @app.callback(
         Output({"type": "figure", "key": ALL}, "figure"),
+        Output({"type": "place", "key": ALL}, "aria-label"),
+        Output({"type": "note", "title": ALL}, "children"),
         Output("summary", "children"),
         Output("facts", "children"),
         Output("recommended", "children"),
         Output("table", "children"),
         Output("csv", "href"),
-        Output("drawn", "data", allow_duplicate=True),
+        Output("drawn", "data"),
         Input("version", "data"),
         Input("choice", "data"),
         State("study", "data"),
         State("drawn", "data"),
         State({"type": "figure", "key": ALL}, "id"),
+        State({"type": "note", "title": ALL}, "id"),
         prevent_initial_call=True,
     )
-    def tell(_: str, query: str, name: str, drawn: str, ids: list[dict[str, str]]) -> Any:
+    def tell(_: str, query: str, name: str, drawn: str, *shown: list[Any]) -> Any:
         try:
-            return teller.news(name, Choice.parse(query), drawn, [each["key"] for each in ids])
+            return teller.news(name, Choice.parse(query), drawn, list(map(len, shown)))
         except UserError:
             raise dash.exceptions.PreventUpdate from None
 

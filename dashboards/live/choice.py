@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dashboards.live.figures import TABS
 from dashboards.queries import Group, StudyView
+from dashboards.sections import SECTIONS
 from study.front import pareto_front, point_of
 from study.records import StudyRecord, TrialRecord
 
@@ -54,7 +54,7 @@ class Choice:
             if name.startswith("p.") and dots:
                 spans[name[2:]] = _number(low), _number(high)
         return cls(
-            tab=tab if (tab := asked.get("tab", [""])[0]) in TABS else "front",
+            tab=tab if (tab := asked.get("tab", [""])[0]) in SECTIONS else "front",
             budget=whole("budget"),
             trial=whole("trial"),
             outcomes=tuple(asked.get("outcome", ())),

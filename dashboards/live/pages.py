@@ -8,11 +8,12 @@ from dash.development.base_component import Component
 
 from dashboards.live.choice import MIB, Choice, at_budget
 from dashboards.live.controls import filters, slider
-from dashboards.live.figures import TABS, Figure, figures_of, note_of
+from dashboards.live.figures import Figure
 from dashboards.live.studies import Studies
 from dashboards.live.texts import GRAPH, Texts
 from dashboards.notes import notes
 from dashboards.queries import StudyView
+from dashboards.sections import SECTIONS, Place, Section
 
 _LIVE = {"aria-live": "polite"}
 
@@ -57,7 +58,7 @@ def study_page(
         store: What the browser keeps, by name.
     """
     kicker = notes(tuple(whole.objectives[1:]))["kicker"]
-    tabs = [{"label": label, "value": tab} for tab, label in TABS.items()]
+    tabs = [{"label": tab.capitalize(), "value": tab} for tab in SECTIONS]
     return [
         dcc.Store(id="study", data=name),
         *(dcc.Store(id=key, data=value) for key, value in store.items()),
@@ -127,30 +128,45 @@ def at_choice(view: StudyView, choice: Choice) -> StudyView:
     return view if choice.budget is None else at_budget(view, choice.budget * MIB)
 
 
-def figure_blocks(view: StudyView, tab: str, figures: Mapping[str, Figure]) -> Component:
-    """The figures of a tab with their notes."""
-    blocks: list[Component] = []
-    for key, shown in figures_of(view, tab).items():
-        if note := note_of(view, shown):
-            blocks.append(html.P(note, className="note"))
-        figure = figures[key]
-        blocks.append(
-            html.Div(
-                dcc.Graph(
-                    id={"type": "figure", "key": key},
-                    figure=figure,
-                    config=GRAPH,
-                    responsive=True,
-                    style={"height": f"{figure['layout']['height']}px"},
+def section_blocks(sections: Sequence[Section], figures: Mapping[str, Figure]) -> list[Component]:
+    """The sections of a tab; words stand where a figure has nothing to show yet."""
+    return [
+        html.Section(
+            [
+                html.H2(section.title),
+                html.P(
+                    section.note, id={"type": "note", "title": section.title}, className="note"
                 ),
-                className="figure",
-                role="img",
-                **{"aria-label": shown.label},
-            )
+                html.Div(
+                    [
+                        _figure(key, place, figures[key])
+                        if key in figures
+                        else html.P(place.otherwise, className="none")
+                        for key, place in section.places.items()
+                    ],
+                    className="small" if section.columns > 1 else "",
+                    style={"--columns": section.columns},
+                ),
+            ]
         )
-    if not blocks:
-        blocks.append(html.P("The study has no open parameter.", className="none"))
-    return html.Div(blocks, className=f"tab-{tab}")
+        for section in sections
+    ]
+
+
+def _figure(key: str, place: Place, figure: Figure) -> Component:
+    return html.Div(
+        dcc.Graph(
+            id={"type": "figure", "key": key},
+            figure=figure,
+            config=GRAPH,
+            responsive=True,
+            style={"height": f"{figure['layout']['height']}px"},
+        ),
+        id={"type": "place", "key": key},
+        className="figure",
+        role="img",
+        **{"aria-label": place.label},
+    )
 
 
 def csv_path(name: str, choice: Choice) -> str:

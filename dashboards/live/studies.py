@@ -1,18 +1,22 @@
 """The studies that the app shows, read again where they have changed."""
 
+import contextlib
 import hashlib
+import math
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 
+from dashboards.curves import with_lines
 from dashboards.live.choice import Choice
 from dashboards.queries import StudyView, build_view
 from objectives.errors import UserError
+from objectives.trial import QUALITY
 from study.budget import format_bytes
 from study.ledger import Ledger, connect, default_storage, explained, hide_password
 from study.records import StudyRecord, read
@@ -81,6 +85,12 @@ class Studies:
                 for study in optuna.get_all_study_summaries(database, include_best_trial=False)
                 if "paretocut" in study.user_attrs
             )
+
+    def read_ahead(self) -> None:
+        """Reads the studies that there is room for, so that nobody waits for it."""
+        with contextlib.suppress(UserError):  # Who opens one is told.
+            for name in self.names()[:_KEPT]:
+                self.view(name, Choice())
 
     def version(self, name: str) -> str:
         """What changes when a trial begins or ends.
@@ -161,6 +171,19 @@ class Studies:
         with explained(self._url(name)):
             return [epoch.metrics for epoch in self._ledger(name).epochs(number)]
 
+    def with_curves(self, name: str, view: StudyView) -> StudyView:
+        """The view with the curves of as many trials as are drawn."""
+        with explained(self._url(name)):
+            found = self._ledger(name).epochs([trial.number for trial in with_lines(view)])
+        curves: dict[int, list[float]] = {}
+        for epoch in found:
+            curves.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
+        trials = tuple(
+            replace(trial, curve=tuple(curves[trial.number])) if trial.number in curves else trial
+            for trial in view.trials
+        )
+        return replace(view, trials=trials)
+
     def _reading(self, name: str) -> threading.RLock:
         """Held while a study is read: nobody reads it twice, and others are read meanwhile."""
         return self._locks.setdefault(name, threading.RLock())
@@ -191,7 +214,7 @@ def _row(record: StudyRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "data": record.identity["data"]["name"],
-        "trials": len(record.trials),
+        "trials": len(record.configurations),
         "quality": "-" if best is None else best.quality_text,
         "memory": "-" if best is None else format_bytes(best.peak_memory or 0),
         "state": f"{running} running" if running else ended,

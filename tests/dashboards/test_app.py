@@ -271,16 +271,33 @@ def test_an_address_restores_what_was_looked_at(page: Page) -> None:
     limit = page.get_by_role("group", name="batch_size").get_by_label("to")
     expect(limit).to_have_value("20")
     expect(page.get_by_role("complementary", name="Trial")).to_contain_text("Trial 0")
-    expect(page.locator("#figures .figure")).to_have_count(2)
+    expect(page.locator("#figures .figure")).to_have_count(3)
     page.get_by_text("Search", exact=True).click()
-    expect(page.locator("#figures .figure")).to_have_count(1)
+    expect(page.locator("#figures .figure")).to_have_count(2)
     expect(page).to_have_url("/study/mixed" + query.replace("parameters", "search"))
+
+
+def test_each_tab_has_its_sections(page: Page) -> None:
+    page.goto("/study/mixed")
+    for tab, titles in (
+        ("Memory", ["What a GiB buys", "Where the memory goes"]),
+        ("Search", ["The search", "The workers"]),
+        (
+            "Parameters",
+            ["What mattered", "Parameters", "Trials side by side", "Loss against loss"],
+        ),
+        ("Curves", ["Learning curves"]),
+        ("Front", ["Pareto front"]),
+    ):
+        page.locator(".tabs").get_by_text(tab, exact=True).click()
+        expect(page.locator("#figures h2")).to_have_text(titles)
+        expect(page.locator("#figures .main-svg").first).to_be_visible()
 
 
 def test_trials_are_shown_as_they_end(page: Page, folder: Path) -> None:
     answers: list[int] = []
     page.on("response", lambda answer: answers.append(answer.status))
-    open_study(page, name="growing")
+    page.goto("/study/growing")
     expect(page.locator("#summary")).to_have_text("No trial has ended yet.")
     storage = connect(default_storage(folder, "growing"))
     ledger = Ledger.open(storage, "growing")
@@ -297,10 +314,12 @@ def test_trials_are_shown_as_they_end(page: Page, folder: Path) -> None:
     assert set(answers) == {204}, "where nothing has changed nothing travels"
 
 
-@pytest.mark.parametrize("query", ["", "?tab=search", "?tab=parameters", "?trial=1"])
-def test_a_phone_and_the_dark(page: Page, query: str) -> None:
+@pytest.mark.parametrize(
+    "query", ["", "?tab=search", "?tab=parameters", "?tab=memory", "?tab=curves"]
+)
+def test_a_phone_and_the_dark(page: Page, tab: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
-    open_study(page, query)
+    open_study(page, f"?tab={tab}&trial=1")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for right in page.evaluate(
         "[...document.querySelectorAll('.figure svg')].map(s => s.getBoundingClientRect().right)"

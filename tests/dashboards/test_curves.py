@@ -6,7 +6,7 @@ from itertools import pairwise
 import plotly.graph_objects as go
 import pytest
 
-from dashboards.curves import curves_figure
+from dashboards.curves import curves_figure, with_lines
 from dashboards.page import render
 from dashboards.queries import build_view
 from dashboards.theme import LOSS_COLORS, MARKS, NEUTRAL
@@ -141,3 +141,12 @@ def test_hostile_losses_are_text(make_trial: MakeTrial, make_study: MakeStudy) -
     ]
     figure = curves_figure(build_view(make_study(*trials), STORE))
     assert [trace.name for trace in figure.data if trace.showlegend] == ["&lt;b&gt;", "cce"]
+
+
+def test_a_hundred_others_at_most_have_lines(make_trial: MakeTrial, make_study: MakeStudy) -> None:
+    trials = [make_trial(number, quality=0.2 - number / 1e4) for number in range(300)]
+    study = make_study(*trials, make_trial(300, "infeasible"))
+    shown = [trial.number for trial in with_lines(build_view(study, STORE))]
+    assert len(shown) == len(set(shown)) == 101
+    assert shown[0] == 0
+    assert 300 not in shown

@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 
 from dashboards import theme
 from dashboards.compare import compare_figure
+from dashboards.live import figures
 from dashboards.live.choice import MIB, Choice, at_budget
-from dashboards.live.figures import TABS, changes, draw
+from dashboards.live.figures import Figure, changes
 from dashboards.live.studies import Shelf
 from dashboards.queries import StudyView, build_view
+from dashboards.sections import SECTIONS
 from study.records import StudyRecord
 from tests.dashboards.conftest import MakeStudy, MakeTrial
 
 
 def view_of(record: StudyRecord) -> StudyView:
     return build_view(record, "http://mlflow.lan:5000")
+
+
+def draw(view: StudyView, tab: str) -> dict[str, Figure]:
+    return figures.draw(SECTIONS[tab](view))
 
 
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=5)
@@ -29,7 +35,7 @@ ENDS = st.none() | st.integers(0, 5000).map(float)
 @given(
     st.builds(
         Choice,
-        tab=st.sampled_from(list(TABS)),
+        tab=st.sampled_from(list(SECTIONS)),
         budget=st.none() | st.integers(0, 10**6),
         trial=st.none() | st.integers(0, 10**6),
         outcomes=st.lists(WORDS, max_size=2).map(tuple),
@@ -113,7 +119,7 @@ def test_a_smaller_budget_where_memory_is_no_objective(
         assert at_budget(view, 1024 * MIB).trials == view.trials
 
 
-@pytest.mark.parametrize("tab", list(TABS))
+@pytest.mark.parametrize("tab", list(SECTIONS))
 def test_every_tab_is_drawn_for_every_study(
     make_study: MakeStudy, mixed: StudyRecord, timed: StudyRecord, tab: str
 ) -> None:
@@ -165,7 +171,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.parametrize("tab", list(TABS))
+@pytest.mark.parametrize("tab", list(SECTIONS))
 def test_what_is_told_makes_the_new_figure_of_the_old_one(
     make_trial: MakeTrial, make_study: MakeStudy, mixed: StudyRecord, tab: str
 ) -> None:
@@ -179,8 +185,9 @@ def test_what_is_told_makes_the_new_figure_of_the_old_one(
     for before, after in pairwise(states):
         old, new = draw(view_of(before), tab), draw(view_of(after), tab)
         for key, figure in new.items():
-            patch = changes(old[key], figure)
-            assert same(figure, applied(patch, old[key]) if patch else old[key])
+            if key in old:
+                patch = changes(old[key], figure)
+                assert same(figure, applied(patch, old[key]) if patch else old[key])
 
 
 def test_of_a_grown_study_little_is_told(make_trial: MakeTrial, make_study: MakeStudy) -> None:
@@ -209,8 +216,10 @@ def test_many_trials_are_drawn_on_the_graphics_card_and_described_shortly(
     assert {trace["type"] for trace in figure["data"] if trace is not many} == {"scatter"}
 
 
-def test_fronts_beside_each_other(mixed: StudyRecord, make_study: MakeStudy) -> None:
-    views = [view_of(mixed), view_of(make_study(name="<b>"))]
+def test_fronts_beside_each_other(
+    mixed: StudyRecord, make_trial: MakeTrial, make_study: MakeStudy
+) -> None:
+    views = [view_of(mixed), view_of(make_study(make_trial(0), name="<b>"))]
     figure = compare_figure(views)
     fronts = [trace for trace in figure.data if trace.mode == "markers"]
     assert [trace.name for trace in fronts] == ["toy", "&lt;b&gt;"]

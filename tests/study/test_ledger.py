@@ -26,6 +26,9 @@ def test_epochs_are_kept_in_order_and_replaced_when_repeated(ledger: Ledger) -> 
         ledger.record_epoch(number, epoch, {"val/ndcg_at_10": quality})
     kept = [(row.number, row.epoch, row.metrics["val/ndcg_at_10"]) for row in ledger.epochs()]
     assert kept == [(0, 1, 0.3), (0, 2, 0.4), (1, 1, 0.1)]
+    assert [row.number for row in ledger.epochs([1, 2])] == [
+        number for number, *_ in kept if number
+    ]
     assert [row.epoch for row in ledger.epochs(0, after=1)] == [2]
 
 
