@@ -87,10 +87,15 @@ class Studies:
             )
 
     def read_ahead(self) -> None:
-        """Reads the studies that there is room for, so that nobody waits for it."""
-        with contextlib.suppress(UserError):  # Who opens one is told.
-            for name in self.names()[:_KEPT]:
-                self.view(name, Choice())
+        """Reads the study of a folder that changed last, the one most likely to be opened.
+
+        Not all of them: who opens one meanwhile would wait for the others.
+        """
+        files = {} if self.storage else {p: p.stat() for p in self.output_dir.glob("*/study.db")}
+        if files:
+            newest = max(files, key=lambda path: files[path].st_mtime)
+            with contextlib.suppress(UserError):  # Who opens it is told.
+                self.view(newest.parent.name, Choice())
 
     def version(self, name: str) -> str:
         """What changes when a trial begins or ends.

@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from dashboards import app
+from dashboards.sections import SECTIONS
 from study.ledger import Ledger, Run, connect, default_storage
 from tests.dashboards.test_browser import CHROMIUM, FLAGS
 
@@ -314,9 +315,7 @@ def test_trials_are_shown_as_they_end(page: Page, folder: Path) -> None:
     assert set(answers) == {204}, "where nothing has changed nothing travels"
 
 
-@pytest.mark.parametrize(
-    "query", ["", "?tab=search", "?tab=parameters", "?tab=memory", "?tab=curves"]
-)
+@pytest.mark.parametrize("tab", list(SECTIONS))
 def test_a_phone_and_the_dark(page: Page, tab: str) -> None:
     page.set_viewport_size({"width": 390, "height": 800})
     open_study(page, f"?tab={tab}&trial=1")
