@@ -62,7 +62,7 @@ def shoot_app(browser: Browser, folder: Path) -> None:
             ("app-studies", "", "light", 1280, 560),
             ("app-study", "study/ml-1m", "light", 1280, 1180),
             ("app-study-dark", "study/ml-1m?tab=search", "dark", 1280, 1180),
-            ("app-trial", "study/ml-1m?trial=9", "light", 1280, 900),
+            ("app-trial", "study/ml-1m?trial=18", "light", 1280, 900),
             ("app-compare", "compare?study=ml-1m&study=ml-1m-random", "light", 1280, 900),
             ("app-phone", "study/ml-1m", "light", 390, 844),
         ):
