@@ -1,6 +1,9 @@
 """A data set small enough to train on in a second, and the parts of a study in this process."""
 
+import importlib
 import io
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from study.ledger import Ledger, connect
 from study.progress import StudyProgress
 from study.sampling import tpe
 from study.space import Space, build_space
+from study.tracking import build_client
 from study.worker import Stop, Worker
 
 IDENTITY = {
@@ -32,6 +36,41 @@ def tiny_csv(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.csv"
     path.write_text("user,item,time\n" + "\n".join(rows) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    build_client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def made_store(tiny_csv: Path, empty_store: Path) -> None:
+    """The MLflow store of studies beside the data, whose tables take seconds to make."""
+    (tiny_csv.parent / "runs").mkdir()
+    shutil.copy(empty_store, tiny_csv.parent / "runs")
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """A command beside the data, in this process: a new one imports for seconds."""
+    monkeypatch.chdir(tiny_csv.parent)
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            code = importlib.import_module(module).main(list(arguments))
+        except SystemExit as stopped:
+            code = int(str(stopped.code))
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

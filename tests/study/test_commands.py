@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,35 +31,37 @@ from study.spec import load_spec
 
 # One thread: the suite has two cores, and such small tensors gain nothing from a second.
 QUIET = {"OMP_NUM_THREADS": "1"}
-SMALL = ["--space.width", "8", "--space.max_length", "10", "--space.max_epochs", "2"]
+SMALL = ["--space.width=8", "--space.max_length=10", "--space.num_blocks=1"]
+SMALL += ["--space.max_epochs=2"]
 
 
-def command(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def finished(tiny_csv: Path, made_store: None, command: Command) -> Path:
+    """The folder of a study of three trials."""
+    done = command("study.run", "--data", "tiny.csv", "--n-trials", "3", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return tiny_csv.parent
+
+
+def test_a_study_from_start_to_report_and_on(tiny_csv: Path, command: Command) -> None:
+    run, finished = ["--data", "tiny.csv", *SMALL], tiny_csv.parent
+    start = subprocess.run(
+        [sys.executable, "-m", "study.run", *run, "--n-trials", "3"],
         env={**os.environ, **QUIET},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-@pytest.fixture
-def finished(tiny_csv: Path) -> Path:
-    """The folder of a study of three trials."""
-    done = command(tiny_csv.parent, "study.run", "--data", "tiny.csv", "--n-trials", "3", *SMALL)
-    assert done.returncode == 0, done.stderr
-    return tiny_csv.parent
-
-
-def test_a_study_from_start_to_report_and_on(finished: Path) -> None:
-    run = ["--data", "tiny.csv", *SMALL]
+    assert start.returncode == 0, start.stderr
+    assert "Warning" not in start.stderr
     assert {path.name for path in (finished / "runs").iterdir()} >= {"tiny", "mlflow.db"}
     report = (finished / "runs" / "tiny" / "report.html").read_text()
     assert "tiny" in report
 
-    again = command(finished, "study.run", *run, "--n-trials", "3", "--json")
+    again = command("study.run", *run, "--n-trials", "3", "--json")
     assert again.returncode == 0, again.stderr
     result = json.loads(again.stdout)
     assert (result["study"], result["trials"], result["feasible"]) == ("tiny", 3, 3)
@@ -72,46 +74,47 @@ def test_a_study_from_start_to_report_and_on(finished: Path) -> None:
     assert all(trial["mlflow_run"] for trial in result["front"])
     assert result["baseline"]["ndcg_at_10"] > 0
 
-    more = command(finished, "study.run", *run, "--n-trials", "4", "--json")
+    more = command("study.run", *run, "--n-trials", "4", "--json")
     assert json.loads(more.stdout)["trials"] == 4
 
-    other = command(finished, "study.run", *run, "--space.width", "16", "--n-trials", "5")
+    other = command("study.run", *run, "--space.width", "16", "--n-trials", "5")
     assert other.returncode == 2
     assert "space.width was 8, is 16" in other.stderr
     assert "Traceback" not in other.stderr
 
-    status = command(finished, "study.status", "--json")
+    status = command("study.status", "--json")
     assert json.loads(status.stdout)["outcomes"] == {"complete": 4}
-    assert "4 trials finished" in command(finished, "study.status").stdout
+    assert "4 trials finished" in command("study.status").stdout
 
-    page = command(finished, "dashboards.report", "--output", "again.html")
+    page = command("dashboards.report", "--output", "again.html")
     assert page.returncode == 0, page.stderr
     assert "tiny" in (finished / "again.html").read_text()
 
 
-def test_the_best_trial_runs_again_from_its_file(finished: Path) -> None:
-    best = command(finished, "study.best", "--json", "--toml", "best.toml")
+def test_the_best_trial_runs_again_from_its_file(finished: Path, command: Command) -> None:
+    best = command("study.best", "--json", "--toml", "best.toml")
     assert best.returncode == 0, best.stderr
     trial = json.loads(best.stdout)
-    assert "NDCG@10, test" in command(finished, "study.best").stdout
+    assert "NDCG@10, test" in command("study.best").stdout
     specification = tomllib.loads((finished / "best.toml").read_text())
     assert specification["space"] == trial["config"]
-    done = command(finished, "study.run", "--config", "best.toml", "--json")
+    done = command("study.run", "--config", "best.toml", "--json")
     assert done.returncode == 0, done.stderr
     (repeated,) = json.loads(done.stdout)["front"]
     assert repeated["config"] == trial["config"]
     assert repeated["ndcg_at_10"] == trial["ndcg_at_10"], "same seed, same result"
 
-    assert command(finished, "study.best").returncode == 2  # two studies now: choose one
-    nothing = command(finished, "study.best", "--study", "tiny", "--budget", "1KiB")
+    assert command("study.best").returncode == 2  # two studies now: choose one
+    nothing = command("study.best", "--study", "tiny", "--budget", "1KiB")
     assert nothing.returncode == 3
     assert "none is in 1.0 KiB" in nothing.stderr
-    wrong = command(finished, "study.best", "--study", "tiny", "--budget", "small")
+    wrong = command("study.best", "--study", "tiny", "--budget", "small")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    unwritable = command(finished, "study.best", "--study", "tiny", "--toml", "/proc/x/y")
+    unwritable = command("study.best", "--study", "tiny", "--toml", "/proc/x/y")
     assert (unwritable.returncode, unwritable.stderr.count("\n")) == (2, 1)
 
 
+@pytest.mark.usefixtures("made_store")
 def test_a_search_ends_by_patience_and_its_front_is_confirmed(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,13 +153,13 @@ LOSSES = ["cce-", "sce", "rece", "bce+", "cce"]
 OWN = {"cce-": "negatives", "bce+": "negatives", "sce": "bucket_items"}
 
 
-def test_a_study_of_losses(tiny_csv: Path) -> None:
+@pytest.mark.usefixtures("made_store")
+def test_a_study_of_losses(tiny_csv: Path, command: Command) -> None:
     run = ["--data", "tiny.csv", *SMALL, "--space.loss", *LOSSES, "--n-trials", "5"]
     run += ["--seed", "6"]  # whose first five trials are of the five losses
     run += ["--space.bucket_items", "4", "16"]
-    done = command(tiny_csv.parent, "study.run", *run)
+    done = command("study.run", *run)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
     record = read(find(None, None, tiny_csv.parent / "runs"))
     assert {trial.outcome for trial in record.trials} == {"complete"}
     assert {trial.config["loss"] for trial in record.trials} == set(LOSSES)
@@ -176,6 +179,7 @@ def test_a_study_of_losses(tiny_csv: Path) -> None:
     assert "bucket_items" in report
 
 
+@pytest.mark.usefixtures("made_store")
 def test_a_study_has_the_objectives_that_it_was_started_with(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_study_has_the_objectives_that_it_was_started_with(
         assert f"--seconds {wrong}: write a number of seconds" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("made_store")
 @pytest.mark.parametrize("loss", ["cce-", "cce"])
 def test_a_study_of_an_earlier_version_goes_on(
     loss: str,
@@ -252,6 +257,7 @@ def wait_for_epoch(database: Path, process: subprocess.Popen[str], after: int) -
     pytest.fail("no epoch was reported within a minute")
 
 
+@pytest.mark.usefixtures("made_store")
 @pytest.mark.parametrize(
     ("signals", "code", "interrupted"),
     [
@@ -262,7 +268,7 @@ def wait_for_epoch(database: Path, process: subprocess.Popen[str], after: int) -
     ],
 )
 def test_a_stopped_study_goes_on_with_nothing_lost(
-    tiny_csv: Path, signals: list[int], code: int, interrupted: bool
+    tiny_csv: Path, command: Command, signals: list[int], code: int, interrupted: bool
 ) -> None:
     arguments = [sys.executable, "-m", "study.run", "--data", "tiny.csv", "--n-trials", "3"]
     arguments += ["--space.width", "8", "--space.max_length", "10"]
@@ -285,7 +291,7 @@ def test_a_stopped_study_goes_on_with_nothing_lost(
     assert "Traceback" not in errors
     assert dict(trials(database)).get("RUNNING", 0) == (1 if code == -9 else 0)
 
-    rest = command(tiny_csv.parent, *arguments[2:], "--json")
+    rest = command(*arguments[2:], "--json")
     assert rest.returncode == 0, rest.stderr
     assert json.loads(rest.stdout)["trials"] == 3
     states = dict(trials(database))
@@ -385,7 +391,7 @@ def predicted_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Tiny")
 
 
-@pytest.mark.usefixtures("predicted_peaks")
+@pytest.mark.usefixtures("made_store", "predicted_peaks")
 def test_front_goes_on_without_repeating_a_trial(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +408,7 @@ def test_front_goes_on_without_repeating_a_trial(
     assert trials[0].params["learning_rate"] == 1e-3
 
 
+@pytest.mark.usefixtures("made_store")
 def test_a_grid_ends_when_every_combination_has_run(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +449,7 @@ def test_front_refuses_what_it_cannot_tell_apart(
     assert words in sentence
 
 
+@pytest.mark.usefixtures("made_store")
 def test_a_share_of_the_memory_is_the_same_budget_after_a_reboot(
     tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,9 +474,12 @@ def test_a_share_of_the_memory_is_the_same_budget_after_a_reboot(
     assert run("2GB", 4e9)[0] == cli.OK
 
 
-def test_a_study_without_a_trial_that_trained_exits_with_3(tiny_csv: Path) -> None:
+@pytest.mark.usefixtures("made_store")
+def test_a_study_without_a_trial_that_trained_exits_with_3(
+    tiny_csv: Path, command: Command
+) -> None:
     run = ["--data", "tiny.csv", *SMALL, "--n-trials", "2", "--space.learning_rate", "1e30"]
-    done = command(tiny_csv.parent, "study.run", *run)
+    done = command("study.run", *run)
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("diverged") == 2
     assert "no trial of study tiny trained to its end within the budget" in done.stdout
@@ -477,17 +488,16 @@ def test_a_study_without_a_trial_that_trained_exits_with_3(tiny_csv: Path) -> No
     )
 
 
-def test_a_study_without_time_has_no_trial_and_no_verdict(tiny_csv: Path) -> None:
-    done = command(tiny_csv.parent, "study.run", "--data", "tiny.csv", *SMALL, "--timeout", "0s")
+@pytest.mark.usefixtures("made_store")
+def test_a_study_without_time_has_no_trial_and_no_verdict(command: Command) -> None:
+    done = command("study.run", "--data", "tiny.csv", *SMALL, "--timeout", "0s")
     assert done.returncode == 0, done.stderr
     assert "study tiny has no finished trial yet" in done.stdout
-    assert (
-        "study tiny has no finished trial yet" in command(tiny_csv.parent, "study.status").stdout
-    )
+    assert "study tiny has no finished trial yet" in command("study.status").stdout
 
 
-def test_dry_run_prints_and_writes_nothing(tiny_csv: Path) -> None:
-    done = command(tiny_csv.parent, "study.run", "--data", "tiny.csv", "--dry-run")
+def test_dry_run_prints_and_writes_nothing(tiny_csv: Path, command: Command) -> None:
+    done = command("study.run", "--data", "tiny.csv", "--dry-run")
     assert done.returncode == 0, done.stderr
     shown: dict[str, Any] = json.loads(done.stdout)
     assert shown["space"]["negatives"] == [16, 29]
@@ -497,12 +507,12 @@ def test_dry_run_prints_and_writes_nothing(tiny_csv: Path) -> None:
 
 @pytest.mark.parametrize("split", ["leave-one-out", "temporal"])
 def test_users_without_a_target_are_counted_where_a_study_starts(
-    split: str, tiny_csv: Path
+    split: str, tiny_csv: Path, command: Command
 ) -> None:
     with tiny_csv.open("a") as file:
         file.write("short,i1,1\nshort,i2,2\n")
     arguments = ["--data", "tiny.csv", "--split", split, "--min-user-items", "1", "--dry-run"]
-    done = command(tiny_csv.parent, "study.run", *arguments)
+    done = command("study.run", *arguments)
     assert done.returncode == 0, done.stderr
     if split == "temporal":
         assert "test users have no target and are skipped" in done.stderr
@@ -510,8 +520,8 @@ def test_users_without_a_target_are_counted_where_a_study_starts(
         assert "1 users of fewer than 3 interactions are neither validated nor" in done.stderr
 
 
-def test_help_names_the_words_that_a_setting_takes(tmp_path: Path) -> None:
-    done = command(tmp_path, "study.run", "--help")
+def test_help_names_the_words_that_a_setting_takes(command: Command) -> None:
+    done = command("study.run", "--help")
     shown = " ".join(done.stdout.split())
     assert "(kept, recomputed; default: kept)" in shown
     assert "(auto, dense, adam, adagrad; default: auto)" in shown

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from study.space import build_space
 from study.spec import load_spec
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_there_is_one_for_each_data_set_of_the_readme() -> None:
@@ -33,8 +35,9 @@ def test_it_fixes_every_setting_that_a_study_would_search(path: Path) -> None:
     assert config.training.schedule == "cosine"
 
 
+@pytest.mark.usefixtures("made_store")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_trains(path: Path, tmp_path: Path) -> None:
+def test_it_trains(path: Path, tmp_path: Path, command: Command) -> None:
     random = np.random.default_rng(0)
     log = [
         f"{user},{(user + step) % 30},{1000 * step + user + random.integers(500)}"
@@ -48,12 +51,7 @@ def test_it_trains(path: Path, tmp_path: Path) -> None:
     flags += ["--n-trials=2", "--json", "--device=cpu", f"--output-dir={tmp_path / 'runs'}"]
     if "validation_users" in path.read_text():
         flags.append("--validation-users=20")
-    run = subprocess.run(
-        [sys.executable, "-m", "study.run", "--config", path, "--data", data, *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = command("study.run", "--config", str(path), "--data", str(data), *flags)
     assert run.returncode == 0, run.stderr
     front = json.loads(run.stdout)
     assert front
