@@ -334,15 +334,17 @@ def test_a_phone_and_the_dark(page: Page, tab: str) -> None:
     assert all(dark != before for dark, before in zip(page.evaluate(colors), light, strict=True))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(
     "path", ["/", "/study/mixed?trial=1&loss=cce", "/study/mixed?tab=parameters", "/compare"]
 )
-def test_nothing_is_in_the_way_of_a_screen_reader(page: Page, path: str, scheme: str) -> None:
-    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+def test_nothing_is_in_the_way_of_a_screen_reader(page: Page, path: str) -> None:
     page.goto(path)
     expect(page.locator(".scroll, .figure, .compared").first).to_be_visible()
-    found = Axe().run(page).response["violations"]
+    axe = Axe()
+    found = axe.run(page).response["violations"]
+    page.emulate_media(color_scheme="dark")
+    # Of what axe looks at, the contrast alone depends on the colours.
+    found += axe.run(page, options={"runOnly": ["color-contrast"]}).response["violations"]
     serious = [
         (each["id"], [node["html"][:200] for node in each["nodes"]])
         for each in found
