@@ -77,7 +77,7 @@ def random_pairs(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     num_rows=st.integers(1, 4),
     num_items=st.integers(1, 40),
@@ -121,12 +121,12 @@ def test_lists_and_ranks_equal_a_plain_sort(
     [
         ((1, 2, 1), 1, 0, (FP32, FP32)),
         ((1, 997, 50), 1, 9, (FP32, FP32)),
-        ((123, 997, 1), 2, 300, (BF16, BF16)),
-        ((123, 300, 192), 3, 0, (FP16, FP16)),
-        ((5, 997, 50), 20, 40, (FP32, BF16)),
-        ((5, 997, 50), 3, 40, (BF16, FP16)),
-        ((123, 997, 1), 2, 300, (BF16, FP32)),
-        ((5, 300, 200), 20, 40, (BF16, FP32)),
+        ((40, 300, 1), 2, 100, (BF16, BF16)),
+        ((40, 140, 192), 3, 0, (FP16, FP16)),
+        ((5, 300, 50), 20, 40, (FP32, BF16)),
+        ((5, 300, 50), 3, 40, (BF16, FP16)),
+        ((40, 300, 1), 2, 100, (BF16, FP32)),
+        ((5, 140, 200), 20, 40, (BF16, FP32)),
         ((2, 70, 300), 3, 40, (BF16, FP32)),
         ((2, 70, 300), 3, 40, (BF16, BF16)),
         ((5, 140, 50), 143, 40, (FP32, FP32)),
@@ -187,13 +187,12 @@ def test_tiles_change_nothing(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtypes", TYPES)
-@pytest.mark.parametrize("width", [5, 80])
 def test_equal_items_tie_whatever_is_rounded(
-    backend: str, dtypes: tuple[torch.dtype, torch.dtype], width: int, device: torch.device
+    backend: str, dtypes: tuple[torch.dtype, torch.dtype], device: torch.device
 ) -> None:
     generator = torch.Generator().manual_seed(3)
-    states_BD = torch.randn(20, width, generator=generator).to(device, dtypes[0])
-    half_VD = torch.randn(96, width, generator=generator).to(device, dtypes[1])
+    states_BD = torch.randn(20, 80, generator=generator).to(device, dtypes[0])
+    half_VD = torch.randn(96, 80, generator=generator).to(device, dtypes[1])
     table_VD = half_VD.repeat(2, 1)
     targets_B = torch.randint(96, (20,), generator=generator).to(device)
     rows_P, ids_P = random_pairs(generator, 200, 20, 96)
@@ -313,11 +312,11 @@ def test_random_scores_of_bfloat16_states_are_ranked_by_their_exact_products(
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     states_BD = torch.randn(6, width, generator=generator).bfloat16().to(device)
-    table_VD = torch.randn(500, width, generator=generator).to(device, dtype)
+    table_VD = torch.randn(150, width, generator=generator).to(device, dtype)
     ordered_BV = (states_BD.double() @ table_VD.double().T).argsort(descending=True)
     with ranking_on(backend):
         assert torch.equal(top_k(states_BD, table_VD, 10), ordered_BV[:, :10])
-        for place in (0, 9, 100):
+        for place in (0, 100):
             targets_B = ordered_BV[:, place].contiguous()
             assert target_ranks(states_BD, table_VD, targets_B).tolist() == [place + 1] * 6
 
@@ -329,11 +328,11 @@ def test_every_digit_of_a_float32_item_counts(backend: str, device: torch.device
     for scale in (1.0, -1.0, 2.0**100, 2.0**-100):
         table_VD = (scale * (1 + steps_V * 2.0**-23))[:, None].to(device)
         expected_V = steps_V.argsort(descending=scale > 0).to(device)
-        states_BD = torch.full((200, 1), 2.0, dtype=BF16, device=device)
+        states_BD = torch.full((16, 1), 2.0, dtype=BF16, device=device)
         with ranking_on(backend):
             assert torch.equal(top_k(states_BD[:1], table_VD, 200)[0], expected_V)
-            ranks_B = target_ranks(states_BD, table_VD, expected_V)
-        assert ranks_B.tolist() == list(range(1, 201))
+            ranks_B = target_ranks(states_BD, table_VD, expected_V[40:56])
+        assert ranks_B.tolist() == list(range(41, 57))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -358,7 +357,7 @@ def test_autocast_and_layout_and_gradients_change_nothing(
 def test_the_peak_does_not_grow_with_the_catalogue(backend: str, device: torch.device) -> None:
     if device.type != "cpu":
         pytest.skip("needs every tensor tracked")
-    num_rows, sizes = 40, (1024, 4096)
+    num_rows, sizes = 40, (512, 2048)
     states_BD, seen = torch.ones(num_rows, 2), as_tensors([(0, 0)], device)
     targets_B = torch.ones(num_rows, dtype=torch.int64)
     peaks: list[int] = []
@@ -458,9 +457,10 @@ def test_where_nothing_waits_lists_hold_nearly_all_of_the_best(
     types: tuple[torch.dtype, torch.dtype], device: torch.device
 ) -> None:
     generator = torch.Generator().manual_seed(10)
-    states_BD = torch.randn(40, 20, generator=generator).to(device, types[0])
-    table_VD = torch.randn(6000, 20, generator=generator).to(device, types[1])
-    best_Bk = top_k(states_BD, table_VD, 30)
+    states_BD = torch.randn(16, 20, generator=generator).to(device, types[0])
+    table_VD = torch.randn(2000, 20, generator=generator).to(device, types[1])
+    with ranking_on("eager"):
+        best_Bk = top_k(states_BD, table_VD, 30)
     with ranking_on("triton"):
         lists_Bk = top_k(states_BD, table_VD, 30, exact=False)
     assert all(len(set(row)) == 30 for row in lists_Bk.tolist())

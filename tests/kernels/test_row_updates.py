@@ -421,9 +421,10 @@ def move(table_VD: Tensor, distance_VD: Tensor | float, **options: Any) -> None:
 
 
 def all_values(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Every value of a half type, [256, 256], infinities and NaN among them."""
-    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
-    values_VD = bits.view(256, 256).view(dtype).to(device)
+    """Every value of a half type; in the interpreter a seventh, infinity and NaN among them."""
+    step = 1 if device.type == "cuda" else 7
+    bits = torch.arange(-(1 << 15), 1 << 15, step, dtype=torch.int32).to(torch.int16)
+    values_VD = bits[None].view(dtype).to(device)
     # The interpreter warns of signalling NaN, and takes subnormal bfloat16 for other numbers.
     values_VD = values_VD.masked_fill(values_VD.isnan(), math.nan)
     if dtype == BF16 and device.type != "cuda":
@@ -456,13 +457,12 @@ ROUNDINGS = (
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("dtype", "value", "unit"), ROUNDINGS)
-@pytest.mark.parametrize("share", [0.25, 0.8125])
 def test_rounding_is_right_on_average(
-    dtype: torch.dtype, value: float, unit: float, share: float, device: torch.device
+    dtype: torch.dtype, value: float, unit: float, device: torch.device
 ) -> None:
-    total, number = 0.0, 0
+    share, total, number = 0.8125, 0.0, 0
     for seed in (0, 1 << 40, (1 << 64) - 1):
-        table_VD = torch.full((64, 64), value, dtype=dtype, device=device)
+        table_VD = torch.full((32, 64), value, dtype=dtype, device=device)
         move(table_VD, share * unit, seed=seed)
         steps_VD = (table_VD.double() - value) / unit
         assert ((steps_VD == 0) | (steps_VD == 1)).all()
@@ -490,7 +490,7 @@ def test_the_first_moment_is_rounded_on_average_too(device: torch.device) -> Non
 
 @pytest.mark.usefixtures("backend")
 def test_updates_below_half_a_unit_add_up(device: torch.device) -> None:
-    table_VD = torch.ones(16, 64, dtype=BF16, device=device)
+    table_VD = torch.ones(4, 64, dtype=BF16, device=device)
     for step in range(1, 65):
         move(table_VD, 2.0**-10, step=step)  # An eighth of a unit.
     deviation = 2**-7 * math.sqrt(64 * 7 / 64 / table_VD.numel())
