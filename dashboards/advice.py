@@ -55,7 +55,7 @@ def _widen(view: StudyView, best: TrialView) -> Iterator[str]:
     if len(view.history) < _FEWEST:
         return
     for name in view.open:
-        if (end := _end(name, view.space[name], best.params.get(name))) is not None:
+        if (end := _end(name, view.space.get(name), best.params.get(name))) is not None:
             yield (
                 f"The best trial, {best.number}, has {name} {short(best.params[name])}, "
                 f"{end}: where it can be widened (--space.{name}, in another study), better ones "

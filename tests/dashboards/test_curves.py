@@ -77,9 +77,9 @@ def test_what_ended_early_has_its_mark_at_its_end(curved: StudyRecord) -> None:
         if trace.mode == "markers"
     }
     assert ends == {
-        "diverged": ((1,), (0.01,), (MARKS["diverged"].symbol,)),
-        "pruned": ((1,), (0.01,), (MARKS["pruned"].symbol,)),
-        "running": ((2,), (0.05,), (MARKS["running"].symbol,)),
+        "diverged": ((1,), (0.01,), MARKS["diverged"].symbol),
+        "pruned": ((1,), (0.01,), MARKS["pruned"].symbol),
+        "running": ((2,), (0.05,), MARKS["running"].symbol),
     }
 
 
