@@ -7,19 +7,18 @@ python -m benchmarks.mlflow_pages http://127.0.0.1:5977
 
 import argparse
 import shutil
-from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from benchmarks.pages import save
 from study.tracking import EXPERIMENT, build_client
 
-_IMAGES = Path(__file__).parent.parent / "docs" / "images"
 _PATIENCE = 6000
 """Milliseconds in which a page of MLflow has loaded what it shows."""
 
 
 def shoot(page: Page, uri: str) -> None:
+    """Four pages of a server at an address."""
     client = build_client(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     (study,) = client.search_runs([experiment], "tags.`paretocut.front` != ''")
@@ -44,10 +43,7 @@ def shoot(page: Page, uri: str) -> None:
 
 def _save(page: Page, name: str) -> None:
     page.wait_for_timeout(_PATIENCE)
-    path = _IMAGES / f"{name}.png"
-    page.screenshot(path=path)
-    # A page of text has few colours, and the repository keeps every image for ever.
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+    save(page, name)
 
 
 def main() -> None:

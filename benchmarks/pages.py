@@ -24,6 +24,7 @@ _PATIENCE = 4000
 
 
 def make_studies(folder: Path) -> None:
+    """Runs the two searches, if they are not there."""
     flags = ["--recorded", "ml-1m", "--memory-budget", "400MiB", "--n-trials", "60"]
     for name, sampler in _STUDIES.items():
         if not (folder / name).exists():
@@ -36,6 +37,7 @@ def _run(*command: str) -> None:
 
 
 def shoot_report(browser: Browser, folder: Path) -> None:
+    """The report of the first search, and the page of both."""
     report = (folder / "ml-1m" / "report.html").resolve()
     comparison = (folder / "comparison.html").resolve()
     _run("dashboards.report", "--study", "ml-1m", "--output-dir", str(folder))
@@ -53,10 +55,11 @@ def shoot_report(browser: Browser, folder: Path) -> None:
             heading = page.get_by_role("heading", name=part)
             heading.evaluate("place => place.scrollIntoView()")
             page.mouse.wheel(0, -24)
-        _save(page, name)
+        _save_drawn(page, name)
 
 
 def shoot_app(browser: Browser, folder: Path) -> None:
+    """The pages of the live app."""
     with served(folder) as (address, _):
         for name, path, scheme, width, height in (
             ("app-studies", "", "light", 1280, 560),
@@ -66,7 +69,7 @@ def shoot_app(browser: Browser, folder: Path) -> None:
             ("app-compare", "compare?study=ml-1m&study=ml-1m-random", "light", 1280, 900),
             ("app-phone", "study/ml-1m", "light", 390, 844),
         ):
-            _save(_open(browser, address + path, width, height, scheme), name)
+            _save_drawn(_open(browser, address + path, width, height, scheme), name)
 
 
 def _open(browser: Browser, address: str, width: int, height: int, scheme: str) -> Page:
@@ -76,12 +79,17 @@ def _open(browser: Browser, address: str, width: int, height: int, scheme: str) 
     return page
 
 
-def _save(page: Page, name: str) -> None:
+def _save_drawn(page: Page, name: str) -> None:
     page.locator(".figure .main-svg, #page table").first.wait_for(timeout=60_000)
     page.wait_for_timeout(_PATIENCE)
+    save(page, name)
+    page.close()
+
+
+def save(page: Page, name: str) -> None:
+    """Writes what is in view into the documentation's images."""
     path = _IMAGES / f"{name}.png"
     page.screenshot(path=path)
-    page.close()
     # A page of text has few colours, and the repository keeps every image for ever.
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 

@@ -32,7 +32,7 @@ def limits(views: Sequence[StudyView]) -> list[int]:
 
 def compare_figure(views: Sequence[StudyView]) -> go.Figure:
     """The best quality of each study within a memory limit; a mark is the trial that has it."""
-    fronts = [memory_front(view) for view in views]
+    fronts = [memory_front(view.complete) for view in views]
     trials = [trial for front in fronts for trial in front]
     budget = max(view.budget for view in views)
     axis = memory_axis(trials, budget)

@@ -8,7 +8,7 @@ from dashboards import theme
 from dashboards.axes import MemoryAxis, memory_axis, value_range
 from dashboards.lines import label_ends
 from dashboards.queries import StudyView, TrialView
-from study.front import pareto_front
+from dashboards.value import memory_front
 
 _HEIGHT, _TOP, _BOTTOM = 420, 72, 56
 
@@ -28,7 +28,7 @@ def losses_figure(view: StudyView) -> go.Figure:
         loss: (trials, [trial for trial in trials if trial.quality is not None])
         for loss, trials in losses_of(view).items()
     }
-    fronts = {loss: _front(complete) for loss, (_, complete) in losses.items() if complete}
+    fronts = {loss: memory_front(complete) for loss, (_, complete) in losses.items() if complete}
     shown = [trial for front in fronts.values() for trial in front]
     axis = memory_axis(shown, view.budget)
     ends = value_range([trial.quality for trial in shown if trial.quality is not None])
@@ -52,12 +52,6 @@ def losses_figure(view: StudyView) -> go.Figure:
     ]
     label_ends(figure, labels, ends, _HEIGHT - _TOP - _BOTTOM, textposition="middle right")
     return figure
-
-
-def _front(complete: list[TrialView]) -> list[TrialView]:
-    """By rising memory; no other of the loss has more quality for no more memory."""
-    points = [(trial.quality or 0.0, float(trial.memory or 0)) for trial in complete]
-    return [complete[index] for index in pareto_front(points)]
 
 
 def _end(front: list[TrialView], axis: MemoryAxis, budget: int) -> float:

@@ -17,7 +17,6 @@ from dashboards.pareto import pareto_figure
 from dashboards.queries import WORDS, StudyView, TrialView
 from dashboards.sections import SECTIONS, Section
 from dashboards.theme import MARKS, full_hover
-from study.budget import format_bytes
 from study.progress import short
 
 
@@ -111,19 +110,10 @@ def _facts(view: StudyView) -> str:
         for group, word in WORDS.items()
         if counts[group]
     )
-    facts = [
-        ("Data set", html.escape(view.data)),
-        ("Split", html.escape(view.split)),
-        ("Memory budget", format_bytes(view.budget)),
-        ("Memory figures from", html.escape(words.MEMORY_SOURCES[view.memory_source])),
-    ]
-    if len(view.objectives) > 1:
-        volume = f"{view.history[-1].hypervolume:.4f}" if view.history else "none yet"
-        facts.append(("Hypervolume", volume))
-    if view.expected_gain is not None:
-        what = "hypervolume" if len(view.objectives) > 1 else "best quality"
-        facts.append(("As many trials again", f"may add {view.expected_gain:.1%} to the {what}"))
-    shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
+    shown = "".join(
+        f"<div><dt>{name}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, text in words.facts(view)
+    )
     marks = f'<ul class="marks">{marks or "<li>none yet</li>"}</ul>'
     total = f'<div class="wide"><dt>Trials, {len(view.trials)} in all</dt><dd>{marks}</dd></div>'
     store = _link(view.tracking_store, view.tracking_store)

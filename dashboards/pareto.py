@@ -49,7 +49,7 @@ def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
     plot = pane + gap + _ROW * len(rows) or _PANE
     timed = view.front and {"memory", "time"} <= set(view.objectives)
     top = _TOP + (_SCALE if timed else 0)
-    losses = [] if timed else losses_of(view)
+    losses = [] if timed else drawn_losses(view)
     bottom = _BOTTOM + (_LOSS_ROW * -(-len(losses) // 3) + 8 if losses else 0)
     figure = theme.figure(plot + top + bottom)
     figure.update_layout(
@@ -72,21 +72,7 @@ def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
         _explain_losses(figure, view, losses, plot)
     if timed:
         color_by_time(figure, view, 1 + _TOP / plot)
-    for group in _OTHERS:
-        trials = [trial for trial in view.of(group) if trial.quality is not None]
-        if trials:
-            figure.add_trace(
-                theme.points(
-                    group,
-                    trials,
-                    axis.places(trials),
-                    [trial.quality for trial in trials],
-                    _colors(trials, losses),
-                    showlegend=not losses,
-                    **_error_bars(trials),
-                    **theme.hovers(trials),
-                )
-            )
+    _draw_others(figure, view, axis, losses)
     for row, group in enumerate(rows):
         trials = [trial for trial in below if trial.group == group]
         figure.add_trace(
@@ -115,7 +101,27 @@ def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
     return figure
 
 
-def losses_of(view: StudyView) -> list[str]:
+def _draw_others(
+    figure: go.Figure, view: StudyView, axis: MemoryAxis, losses: Sequence[str]
+) -> None:
+    for group in _OTHERS:
+        trials = [trial for trial in view.of(group) if trial.quality is not None]
+        if trials:
+            figure.add_trace(
+                theme.points(
+                    group,
+                    trials,
+                    axis.places(trials),
+                    [trial.quality for trial in trials],
+                    _colors(trials, losses),
+                    showlegend=not losses,
+                    **_error_bars(trials),
+                    **theme.hovers(trials),
+                )
+            )
+
+
+def drawn_losses(view: StudyView) -> list[str]:
     """The losses of the trials that are drawn, in the order of their colours; none of only one."""
     found = {trial.loss for trial in view.measured}
     losses = [loss for loss in theme.LOSS_COLORS if loss in found]

@@ -38,7 +38,7 @@ class Doubling:
 
 def best_within(view: StudyView, memory: float) -> TrialView | None:
     """The best complete trial within a memory limit in bytes; of equals that of least memory."""
-    return _last_within(memory_front(view), memory)
+    return _last_within(memory_front(view.complete), memory)
 
 
 def _last_within(front: Sequence[TrialView], memory: float) -> TrialView | None:
@@ -46,9 +46,9 @@ def _last_within(front: Sequence[TrialView], memory: float) -> TrialView | None:
     return within[-1] if within else None
 
 
-def memory_front(view: StudyView) -> list[TrialView]:
-    """Complete trials that no other beats in quality and memory, by rising memory."""
-    trials = sorted(view.complete, key=lambda trial: trial.memory or 0)
+def memory_front(complete: Sequence[TrialView]) -> list[TrialView]:
+    """Those of complete trials that no other beats in quality and memory, by rising memory."""
+    trials = sorted(complete, key=lambda trial: trial.memory or 0)
     points = [(trial.quality or 0.0, float(trial.memory or 0)) for trial in trials]
     return [trials[index] for index in pareto_front(points)]
 
@@ -58,7 +58,7 @@ def doublings(view: StudyView) -> list[Doubling]:
 
     They begin where something fits, and end with the one after which nothing better was found.
     """
-    front = memory_front(view)
+    front = memory_front(view.complete)
     if not front:
         return []
     least, most = (trial.memory or 1 for trial in (front[0], front[-1]))
@@ -75,11 +75,6 @@ def doublings(view: StudyView) -> list[Doubling]:
     return found[::-1]
 
 
-def gain_of_doubling(view: StudyView) -> Doubling | None:
-    """The last of the doublings; None where nothing fits half of the memory."""
-    return next(reversed(doublings(view)), None)
-
-
 def knee(view: StudyView) -> TrialView | None:
     """The trial from which on a doubling of the memory buys less than it does on average.
 
@@ -87,7 +82,7 @@ def knee(view: StudyView) -> TrialView | None:
     over the logarithm of memory (Satopaa et al., "Finding a 'Kneedle' in a Haystack", 2011).
     None where the front has no trial between its ends, or none above the chord.
     """
-    front = memory_front(view)
+    front = memory_front(view.complete)
     if len(front) < 3:
         return None
     x = [math.log(trial.memory or 1) for trial in front]
@@ -100,7 +95,7 @@ def knee(view: StudyView) -> TrialView | None:
 
 def value_figure(view: StudyView) -> go.Figure:
     """The best quality within every memory limit; below, what each doubling of it adds."""
-    front, bars = memory_front(view), doublings(view)
+    front, bars = memory_front(view.complete), doublings(view)
     least, most = (trial.memory or 1 for trial in (front[0], front[-1]))
     ends = [bar.high for bar in bars]
     axis = log_memory_axis(least, max([most, *ends]), view.budget)

@@ -44,6 +44,23 @@ def summary(view: StudyView) -> str:
     return " ".join(filter(None, sentences))
 
 
+def facts(view: StudyView) -> list[tuple[str, str]]:
+    """What a study is of and what it has come to, as pairs of a name and a text."""
+    found = [
+        ("Data set", view.data),
+        ("Split", view.split),
+        ("Memory budget", format_bytes(view.budget)),
+        ("Memory figures from", MEMORY_SOURCES[view.memory_source]),
+    ]
+    if len(view.objectives) > 1:
+        volume = f"{view.history[-1].hypervolume:.4f}" if view.history else "none yet"
+        found.append(("Hypervolume", volume))
+    if view.expected_gain is not None:
+        what = "hypervolume" if len(view.objectives) > 1 else "best quality"
+        found.append(("As many trials again", f"may add {view.expected_gain:.1%} to the {what}"))
+    return found
+
+
 def _cheapest(view: StudyView, best: TrialView) -> str:
     if len(view.objectives) == 1:
         return ""

@@ -6,6 +6,7 @@ by an identifier of its own, since Optuna reuses the numbers of deleted studies.
 """
 
 import contextlib
+import math
 import urllib.parse
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -22,6 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from objectives.errors import UserError
+from objectives.trial import QUALITY
 from study.front import OBJECTIVES, objectives_of
 
 PARENT = -1
@@ -231,6 +233,13 @@ class Ledger:
             query = query.where(_epochs.c.number.in_(numbers))
         with self.engine.connect() as connection:
             return [Epoch(*row) for row in connection.execute(query)]
+
+    def curves(self, number: Collection[int] | None = None) -> dict[int, tuple[float, ...]]:
+        """The quality after each epoch of some trials, or of all that have any, by number."""
+        curves: dict[int, list[float]] = {}
+        for epoch in self.epochs(number):
+            curves.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
+        return {number: tuple(curve) for number, curve in curves.items()}
 
     def runs(self) -> dict[int, Run]:
         """MLflow runs by trial number."""

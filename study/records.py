@@ -11,7 +11,6 @@ from typing import Any, Literal
 import optuna
 
 from objectives.errors import UserError
-from objectives.trial import QUALITY
 from study.front import Point, objectives_of, pareto_front, point_of
 from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
 from study.stored import StoredTrial, stored_trials
@@ -264,22 +263,20 @@ def read(ledger: Ledger, *, curves: bool = False, known: StudyRecord | None = No
         known: What was read before: trials that had ended are not read again.
     """
     runs = {number: run.run_id for number, run in ledger.runs().items()}
-    reached: dict[int, list[float]] = {}
-    for epoch in ledger.epochs() if curves else ():
-        reached.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
+    reached = ledger.curves() if curves else {}
     trials = {
         trial.number: trial
         for trial in (known.trials if known else ())
         if trial.outcome not in ("running", "waiting")
     }
     for number, trial in trials.items():
-        run, curve = runs.get(number), tuple(reached.get(number, ()))
+        run, curve = runs.get(number), reached.get(number, ())
         if (trial.mlflow_run, trial.curve) != (run, curve):
             trials[number] = replace(trial, mlflow_run=run, curve=curve)
     name = ledger.study.study_name
     with ledger.engine.connect() as connection:
         for stored in stored_trials(connection, name, trials):
-            curve = tuple(reached.get(stored.number, ()))
+            curve = reached.get(stored.number, ())
             trials[stored.number] = _trial(stored, runs.get(stored.number), curve)
     return StudyRecord(
         name,

@@ -58,7 +58,7 @@ def check_server(uri: str) -> None:
 
 def hide_credentials(uri: str) -> str:
     """The URI as it may be shown."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    return re.sub(r"(?<=://)[^/@]*@|(?<=[?&]password=)[^&\s']*", "", uri)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,15 @@ def find_sources(spec: "StudySpec", study: str) -> list[Source]:
     Raises:
         UserError: There is no such study or table, or it has too little to say.
     """
+    from study.ledger import sqlite_file
     from study.records import find, read, study_names
 
-    names, where = study_names(spec.storage, spec.output_dir)
+    file = sqlite_file(spec.storage) if spec.storage else None
+    if file is not None and not file.is_file():
+        names: list[str] = []  # That of a study that begins.
+        where = str(file)
+    else:
+        names, where = study_names(spec.storage, spec.output_dir)
     others = [name for name in names if name != study]
     sources = []
     for name in spec.warm_start:

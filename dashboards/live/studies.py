@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import math
 import threading
 import time
 from collections import OrderedDict
@@ -16,7 +15,6 @@ from dashboards.curves import with_lines
 from dashboards.live.choice import Choice
 from dashboards.queries import StudyView, build_view
 from objectives.errors import UserError
-from objectives.trial import QUALITY
 from study.budget import format_bytes
 from study.ledger import Ledger, connect, default_storage, explained, hide_password
 from study.records import StudyRecord, read
@@ -179,12 +177,9 @@ class Studies:
     def with_curves(self, name: str, view: StudyView) -> StudyView:
         """The view with the curves of as many trials as are drawn."""
         with explained(self._url(name)):
-            found = self._ledger(name).epochs([trial.number for trial in with_lines(view)])
-        curves: dict[int, list[float]] = {}
-        for epoch in found:
-            curves.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
+            curves = self._ledger(name).curves([trial.number for trial in with_lines(view)])
         trials = tuple(
-            replace(trial, curve=tuple(curves[trial.number])) if trial.number in curves else trial
+            replace(trial, curve=curves[trial.number]) if trial.number in curves else trial
             for trial in view.trials
         )
         return replace(view, trials=trials)

@@ -129,17 +129,9 @@ def _facts(view: StudyView) -> Component:
         for group, word in WORDS.items()
         if counts[group]
     ]
-    facts = [
-        ("Data set", view.data),
-        ("Split", view.split),
-        ("Memory budget", format_bytes(view.budget)),
-        ("Memory figures from", words.MEMORY_SOURCES[view.memory_source]),
-    ]
-    if len(view.objectives) > 1 and view.history:
-        facts.append(("Hypervolume", f"{view.history[-1].hypervolume:.4f}"))
     return html.Dl(
         [
-            *(html.Div([html.Dt(name), html.Dd(value)]) for name, value in facts),
+            *(html.Div([html.Dt(name), html.Dd(text)]) for name, text in words.facts(view)),
             html.Div(
                 [
                     html.Dt(f"Trials, {len(view.trials)} in all"),

@@ -1,14 +1,29 @@
 """Studies made by hand."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from objectives.config import TrialConfig
 from study.records import StudyRecord, TrialRecord
 
 MIB, GIB = 2**20, 2**30
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 MakeTrial = Callable[..., TrialRecord]
 MakeStudy = Callable[..., StudyRecord]
@@ -99,3 +114,11 @@ def trained(make_trial: MakeTrial, make_study: MakeStudy) -> StudyRecord:
         make_trial(2, quality=0.13, peak_memory=768 * MIB),
         request={"data": "ml-100k"},
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launched
+        launched.close()

@@ -20,12 +20,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from dashboards import app
 from dashboards.sections import SECTIONS
 from study.ledger import Ledger, Run, connect, default_storage
-from tests.dashboards.test_browser import CHROMIUM, FLAGS
+from tests.dashboards.conftest import CHROMIUM
 
 MIB, GIB = 2**20, 2**30
 ROOT = Path(__file__).parents[2]
@@ -140,14 +140,6 @@ def address(folder: Path, mlflow: str) -> Iterator[str]:
     arguments = ("--output-dir", str(folder), "--tracking-uri", mlflow)
     with served(*arguments) as address:
         yield address.rstrip("/")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield launched
-        launched.close()
 
 
 class Seen(list[str]):

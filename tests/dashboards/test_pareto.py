@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from dashboards.page import render
-from dashboards.pareto import losses_of, pareto_figure
+from dashboards.pareto import drawn_losses, pareto_figure
 from dashboards.queries import build_view
 from dashboards.theme import LOSS_COLORS, NEUTRAL
 from study.records import StudyRecord, TrialRecord
@@ -39,7 +39,7 @@ def drawn(figure: go.Figure) -> dict[int, Any]:
 
 def test_losses_are_told_apart_by_colour_and_outcomes_by_shape(several: StudyRecord) -> None:
     view = build_view(several, "x")
-    assert losses_of(view) == ["cce-", "bce+", "sce"]
+    assert drawn_losses(view) == ["cce-", "bce+", "sce"]
     figure = pareto_figure(view)
     assert drawn(figure) == {
         number: LOSS_COLORS[("cce-", "bce+", "sce")[number % 3]] for number in range(7)
@@ -62,7 +62,7 @@ def test_losses_are_told_apart_by_colour_and_outcomes_by_shape(several: StudyRec
 def test_one_loss_has_the_colours_of_the_outcomes(mixed: StudyRecord) -> None:
     trials = tuple(replace(trial, config={"loss": "cce-"}) for trial in mixed.trials)
     view = build_view(replace(mixed, trials=trials), "x")
-    assert losses_of(view) == []
+    assert drawn_losses(view) == []
     figure = pareto_figure(view)
     assert not any(trace.legend == "legend2" for trace in figure.data)
     colors = {trace.marker.color for trace in figure.data if trace.customdata is not None}

@@ -4,7 +4,7 @@ import pytest
 
 from dashboards.page import render
 from dashboards.queries import StudyView, build_view
-from dashboards.value import best_within, doublings, gain_of_doubling, knee, value_figure
+from dashboards.value import best_within, doublings, knee, value_figure
 from study.records import StudyRecord, TrialRecord
 
 MIB, GIB = 2**20, 2**30
@@ -49,8 +49,7 @@ def test_doublings_end_at_the_budget_and_begin_where_something_fits(view_of: Mak
         (512, 1024),
     ]
     assert [each.gain for each in doublings(view)] == pytest.approx([0.1, 0.05])
-    last = gain_of_doubling(view)
-    assert last is not None
+    last = doublings(view)[-1]
     assert (last.low, last.before, last.after) == (512 * MIB, 0.2, 0.25)
 
 
@@ -67,7 +66,6 @@ def test_where_nothing_fits_half_there_is_no_doubling(
 ) -> None:
     view = view_of(*points)
     assert doublings(view) == []
-    assert gain_of_doubling(view) is None
     if points:
         assert len(value_figure(view).data) == 2
 

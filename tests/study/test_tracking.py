@@ -336,3 +336,5 @@ def test_a_server_that_is_down_at_the_start_is_one_sentence() -> None:
 def test_credentials_are_hidden() -> None:
     assert hide_credentials("https://me:pw@host:5000/x") == "https://host:5000/x"
     assert hide_credentials("sqlite:////a.db") == "sqlite:////a.db"
+    command = "study.run --storage 'postgresql://host/x?user=me&password=pw&port=1' --seed 1"
+    assert hide_credentials(command) == command.replace("=pw", "=")

@@ -200,6 +200,17 @@ def test_a_study_starts_from_a_study_and_from_a_table(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_storage_that_begins_has_nothing_but_tables_to_start_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    new = ["--storage", "sqlite:///new.db", "--n-trials", "1"]
+    assert run(*new, "--warm-start", "first") == cli.USAGE
+    assert "first: not a recorded table, nor another study in new.db" in capsys.readouterr().err
+    assert not Path("new.db").exists()
+    assert run(*new, "--warm-start", "runs.csv:beer") == cli.OK
+
+
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
