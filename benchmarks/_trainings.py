@@ -33,6 +33,7 @@ class Context:
     """What a training is given; keeps what it reports."""
 
     checkpoint = None
+    leaving = False
 
     def __init__(self, seed: int, memory_budget: int) -> None:
         self.seed = seed

@@ -112,6 +112,8 @@ class Job:
 
 
 class _Context:
+    leaving = False
+
     def __init__(self, seed: int, memory_budget: int) -> None:
         self.seed = seed
         self.memory_budget = memory_budget

@@ -67,7 +67,7 @@ class Found(NamedTuple):
 
 
 class _Context:
-    seed, checkpoint = 0, None
+    seed, checkpoint, leaving = 0, None, False
 
     def __init__(self, memory_budget: int, others: list[Curve] | None) -> None:
         self.memory_budget = memory_budget

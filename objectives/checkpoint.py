@@ -2,7 +2,9 @@
 
 import os
 import pickle
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,28 @@ import torch
 
 from objectives.errors import UserError
 
-SECONDS_BETWEEN = 60.0
-"""A training writes its state no more often; that of a large table takes a while."""
+_SHARE = 0.05
+"""Of the time that a training takes, what it may spend on writing its state."""
+
+
+class Pace:
+    """When a training writes its state: after every epoch, unless that takes too long."""
+
+    def __init__(self) -> None:
+        self._written = time.monotonic()
+        self._took = 0.0
+
+    def allows(self) -> bool:
+        """Whether enough time has passed since the state was written, for what that took."""
+        return self._took <= _SHARE * (time.monotonic() - self._written)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around the writing."""
+        begin = time.monotonic()
+        yield
+        self._written = time.monotonic()
+        self._took = self._written - begin
 
 
 def save(path: Path, training: Mapping[str, Any], state: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from objectives import card
 from objectives.config import TrialConfig
-from objectives.trial import InfeasibleTrial, MachineFault, MemorySource
+from objectives.trial import DeviceLost, InfeasibleTrial, MachineFault, MemorySource
 
 
 @dataclass
@@ -80,6 +80,7 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
 
     Raises:
         InfeasibleTrial: The block ran out of memory at its budget.
+        DeviceLost: The process cannot use the card any more.
         MachineFault: Other processes hold the card's memory: they did not give it back in
             `objectives.card.WAIT_SECONDS`, or the block ran out of memory before its budget.
     """
@@ -102,6 +103,11 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
             if missing := card.missing_memory(device, budget):
                 raise MachineFault(missing) from error
             raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
+        except RuntimeError as error:
+            # Of torch, cuBLAS and Triton: what a kernel did wrong ends the context.
+            if "CUDA" in str(error) and not _still_works(device):
+                raise DeviceLost(f"{device}: {error}") from error
+            raise
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
         return
@@ -112,6 +118,14 @@ def measured_memory(device: torch.device, budget: int) -> Iterator[MemoryMeter]:
             yield meter
     except torch.OutOfMemoryError:
         raise InfeasibleTrial(max(meter.peak, budget), "out-of-memory") from None
+
+
+def _still_works(device: torch.device) -> bool:
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _grow_segments() -> None:

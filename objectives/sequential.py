@@ -127,14 +127,14 @@ class SequentialObjective:
             if known is not None:
                 trainer.load_state_dict(known["trainer"])
                 del known
-            written = time.monotonic()
+            pace = checkpoint.Pace()
             while progress.goes_on(config.training):
                 metrics = self._epoch(trainer, validation, progress, memory)
-                if path is not None and time.monotonic() >= written + checkpoint.SECONDS_BETWEEN:
+                if path is not None and (context.leaving or pace.allows()):
                     progress.seconds = time.perf_counter() - begin
                     state = {"trainer": trainer.state_dict(), "progress": vars(progress)}
-                    checkpoint.save(path, training, state)
-                    written = time.monotonic()
+                    with pace.writing():
+                        checkpoint.save(path, training, state)
                 context.report(len(progress.history), metrics)
             trainer.model.load_state_dict(progress.best_weights)
             # Epochs were judged by ranks alone.

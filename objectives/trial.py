@@ -75,6 +75,10 @@ class MachineFault(Exception):
     """The machine failed, not the configuration: the trial deserves another try."""
 
 
+class DeviceLost(MachineFault):
+    """The process can use its device no more: only another one can."""
+
+
 class TrialContext(Protocol):
     """What an objective is given beside the configuration.
 
@@ -82,6 +86,7 @@ class TrialContext(Protocol):
         seed: Seeds all that is random in the trial.
         memory_budget: Bytes that the trial may allocate.
         checkpoint: File for the state of the training, from which another try goes on; None: none.
+        leaving: Whether the next report will end this try, so that its state is to be written.
     """
 
     @property
@@ -94,6 +99,10 @@ class TrialContext(Protocol):
 
     @property
     def checkpoint(self) -> Path | None:
+        """See the class."""
+
+    @property
+    def leaving(self) -> bool:
         """See the class."""
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:

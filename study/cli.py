@@ -93,9 +93,15 @@ def main(
     except Exception as error:
         if arguments.debug:
             raise
-        reason = " ".join(str(error).split())
-        say(f"{parser.prog}: {type(error).__name__}: {reason} (--debug shows where)")
+        say(f"{parser.prog}: {sentence(error)} (--debug shows where)")
         return ERROR
+
+
+def sentence(error: Exception) -> str:
+    """An error that is nobody's, in one line; of a database what it said itself."""
+    cause = error.__cause__ if type(error).__name__ == "StorageInternalError" else None
+    cause = getattr(cause, "orig", None) or cause or error
+    return f"{type(error).__name__}: {' '.join(str(cause).split())}"
 
 
 def say(message: str) -> None:

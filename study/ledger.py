@@ -7,6 +7,7 @@ by an identifier of its own, since Optuna reuses the numbers of deleted studies.
 
 import contextlib
 import math
+import time
 import urllib.parse
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -20,36 +21,23 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from objectives.errors import UserError
 from objectives.trial import QUALITY
+from study import tables
 from study.front import OBJECTIVES, objectives_of
+from study.locks import locked
+from study.patience import PatientStorage, ridden_out, wait_when_away
+from study.stored import state_of
 
 PARENT = -1
 """Number that stands for the study itself where a trial's number is expected."""
 
-_metadata = sa.MetaData()
+TOTAL = "n_trials"
+"""User attribute of a study with the total that it was last run for."""
 
-_epochs = sa.Table(
-    "paretocut_epochs",
-    _metadata,
-    sa.Column("study", sa.String(32), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("epoch", sa.Integer, primary_key=True),
-    sa.Column("recorded_at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("metrics", sa.JSON, nullable=False),
-)
-
-_runs = sa.Table(
-    "paretocut_runs",
-    _metadata,
-    sa.Column("study", sa.String(32), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True),
-    sa.Column("run_id", sa.String(64), nullable=False),
-    sa.Column("epochs_sent", sa.Integer, nullable=False, default=0),
-    sa.Column("closed", sa.Boolean, nullable=False, default=False),
-)
+_TRIES = 10
 
 
 class Epoch(NamedTuple):
@@ -109,9 +97,12 @@ def _parse(url: str) -> sa.URL:
 def connect(url: str, *, read_only: bool = False) -> RDBStorage:
     """Optuna's storage at a URL, with our tables beside its own.
 
+    Once it was there, its engine waits for a database that goes away.
+
     Args:
         url: Of the database.
-        read_only: Nothing is written, not even tables that are missing, and nothing can be.
+        read_only: Nothing is written, not even tables that are missing, and nothing can be; nor
+            is anything waited for.
 
     Raises:
         UserError: The database cannot be reached or used, or holds nothing to be read.
@@ -121,16 +112,47 @@ def connect(url: str, *, read_only: bool = False) -> RDBStorage:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.drivername.startswith("sqlite"):
         options["connect_args"] = {"timeout": 60}
+    elif parsed.drivername.startswith("postgresql"):
+        # Of many workers no one may take many connections.
+        options |= {"pool_size": 2, "max_overflow": 2, "connect_args": _noticing(parsed)}
     if read_only:
         parsed, options["connect_args"] = _read_only(parsed)
     address = parsed.render_as_string(hide_password=False)
     with explained(url):
-        if read_only and not sa.inspect(sa.create_engine(address, **options)).has_table("trials"):
-            raise UserError(f"--storage {hide_password(url)}: there is no study in it yet")
-        storage = RDBStorage(address, engine_kwargs=options, skip_table_creation=read_only)
-        if not read_only:
-            _metadata.create_all(storage.engine)
+        if read_only:
+            if not sa.inspect(sa.create_engine(address, **options)).has_table("trials"):
+                raise UserError(f"--storage {hide_password(url)}: there is no study in it yet")
+            return RDBStorage(address, engine_kwargs=options, skip_table_creation=True)
+        storage = _made(address, options)
+    wait_when_away(storage.engine)
     return storage
+
+
+def _made(address: str, options: dict[str, Any]) -> RDBStorage:
+    """The storage, its tables made where they are missing; several may make them at once."""
+    for tries in range(_TRIES):
+        try:
+            storage = PatientStorage(address, engine_kwargs=options)
+            tables.metadata.create_all(storage.engine)
+        except DBAPIError as error:
+            if "already exists" not in str(error) or tries == _TRIES - 1:
+                raise
+            time.sleep(0.1 * (tries + 1))
+        else:
+            return storage
+    raise AssertionError
+
+
+def _noticing(url: sa.URL) -> dict[str, Any]:
+    """What makes PostgreSQL's client notice a server that is gone, unless the URL says it."""
+    settings = {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    }
+    return {name: value for name, value in settings.items() if name not in url.query}
 
 
 def _read_only(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
@@ -148,15 +170,19 @@ def _read_only(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
     )
 
 
+class StorageAway(UserError):
+    """The database cannot be used, or not now."""
+
+
 @contextlib.contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Makes what a database at that URL refuses a UserError."""
+    """Makes what a database at that URL refuses a StorageAway."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         reason = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
-        raise UserError(
+        raise StorageAway(
             f"--storage {hide_password(url)}: the database cannot be used ({reason})"
         ) from error
 
@@ -175,10 +201,17 @@ class Ledger:
 
     @classmethod
     def create(cls, storage: RDBStorage, name: str, identity: Mapping[str, Any]) -> "Ledger":
-        """A new study that maximises quality and minimises the costs among its objectives."""
+        """A new study that maximises quality and minimises the costs among its objectives.
+
+        Where another process was first, its study is returned.
+        """
         directions = [OBJECTIVES[objective] for objective in objectives_of(identity)]
-        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-        study.set_user_attr("paretocut", {"id": uuid.uuid4().hex, **identity})
+        with locked(storage.engine, f"create {name}"):
+            study = optuna.create_study(
+                storage=storage, study_name=name, directions=directions, load_if_exists=True
+            )
+            if "paretocut" not in study.user_attrs:
+                study.set_user_attr("paretocut", {"id": uuid.uuid4().hex, **identity})
         return cls(storage, study)
 
     @classmethod
@@ -193,6 +226,9 @@ class Ledger:
         except KeyError:
             return None
         if "paretocut" not in study.user_attrs:
+            is_maximised = study.directions[0] == optuna.study.StudyDirection.MAXIMIZE
+            if is_maximised and not study.user_attrs and not study.trials:
+                return None  # Made, but for the last step, by a process that was killed.
             raise UserError(
                 f"--study {name}: the storage holds a study of that name which ParetoCut did not "
                 "make; choose another name"
@@ -205,32 +241,51 @@ class Ledger:
         identity: dict[str, Any] = self.study.user_attrs["paretocut"]
         return identity
 
+    @cached_property
+    def baseline(self) -> dict[str, float]:
+        """Test metrics of recommending the most popular items, where they are known."""
+        baseline: dict[str, float] = self.study.user_attrs.get("baseline", {})
+        return baseline
+
     @property
     def study_id(self) -> str:
         """Identifier of the study in our tables."""
         return str(self.identity["id"])
 
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Within the block no other worker claims a trial, fails one or queues one again."""
+        with locked(self.engine, f"claim {self.study.study_name}"):
+            yield
+
+    @ridden_out
     def record_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Keeps what a trial reported; a repeated epoch (after a crash) replaces the earlier."""
         key = {"study": self.study_id, "number": number, "epoch": epoch}
         with self.engine.begin() as connection:
-            connection.execute(sa.delete(_epochs).where(*_equal(_epochs, key)))
+            connection.execute(sa.delete(tables.epochs).where(*_equal(tables.epochs, key)))
             connection.execute(
-                sa.insert(_epochs).values(
+                sa.insert(tables.epochs).values(
                     **key, recorded_at=datetime.now(UTC), metrics=dict(metrics)
                 )
             )
 
+    @ridden_out
     def epochs(self, number: int | Collection[int] | None = None, after: int = 0) -> list[Epoch]:
         """Epochs of one trial, of some, or of all, behind a given epoch, in order."""
         query = (
-            sa.select(_epochs.c.number, _epochs.c.epoch, _epochs.c.recorded_at, _epochs.c.metrics)
-            .where(_epochs.c.study == self.study_id, _epochs.c.epoch > after)
-            .order_by(_epochs.c.number, _epochs.c.epoch)
+            sa.select(
+                tables.epochs.c.number,
+                tables.epochs.c.epoch,
+                tables.epochs.c.recorded_at,
+                tables.epochs.c.metrics,
+            )
+            .where(tables.epochs.c.study == self.study_id, tables.epochs.c.epoch > after)
+            .order_by(tables.epochs.c.number, tables.epochs.c.epoch)
         )
         if number is not None:
             numbers = [number] if isinstance(number, int) else number
-            query = query.where(_epochs.c.number.in_(numbers))
+            query = query.where(tables.epochs.c.number.in_(numbers))
         with self.engine.connect() as connection:
             return [Epoch(*row) for row in connection.execute(query)]
 
@@ -241,20 +296,31 @@ class Ledger:
             curves.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
         return {number: tuple(curve) for number, curve in curves.items()}
 
+    @ridden_out
+    def is_running(self, number: int) -> bool:
+        """Whether a trial has neither ended nor been taken for lost."""
+        with self.engine.connect() as connection:
+            return state_of(connection, self.study.study_name, number) == "RUNNING"
+
+    @ridden_out
     def runs(self) -> dict[int, Run]:
         """MLflow runs by trial number."""
         query = sa.select(
-            _runs.c.number, _runs.c.run_id, _runs.c.epochs_sent, _runs.c.closed
-        ).where(_runs.c.study == self.study_id)
+            tables.runs.c.number,
+            tables.runs.c.run_id,
+            tables.runs.c.epochs_sent,
+            tables.runs.c.closed,
+        ).where(tables.runs.c.study == self.study_id)
         with self.engine.connect() as connection:
             return {row.number: Run(*row) for row in connection.execute(query)}
 
+    @ridden_out
     def set_run(self, run: Run) -> None:
         """Keeps which run belongs to a trial and how far it has been told."""
         key = {"study": self.study_id, "number": run.number}
         with self.engine.begin() as connection:
-            connection.execute(sa.delete(_runs).where(*_equal(_runs, key)))
-            connection.execute(sa.insert(_runs).values(study=self.study_id, **run._asdict()))
+            connection.execute(sa.delete(tables.runs).where(*_equal(tables.runs, key)))
+            connection.execute(sa.insert(tables.runs).values(study=self.study_id, **run._asdict()))
 
 
 def _equal(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:

@@ -17,7 +17,9 @@ _WORDS = {"complete": "ok", "infeasible": "over budget"}
 class StudyProgress:
     """Use as a context manager around the trials; writes to standard error only."""
 
-    def __init__(self, n_trials: int, console: Console, *, live: bool) -> None:
+    def __init__(self, n_trials: int, console: Console, *, live: bool, speaker: str = "") -> None:
+        """Prepares; speaker: who of several writes there."""
+        self._speaker = f"{speaker}  " if speaker else ""
         self._console = console
         self._live = live
         self._bar = Progress(
@@ -42,7 +44,9 @@ class StudyProgress:
 
     def say(self, message: str) -> None:
         """A line of its own, above the live one."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{self._speaker}{message}", markup=False, highlight=False, soft_wrap=True
+        )
 
     def started(self, record: StudyRecord, number: int) -> None:
         """A trial begins."""

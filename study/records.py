@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,6 +14,7 @@ import optuna
 from objectives.errors import UserError
 from study.front import Point, objectives_of, pareto_front, point_of
 from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
+from study.patience import ridden_out
 from study.stored import StoredTrial, stored_trials
 
 Outcome = Literal["complete", "infeasible", "diverged", "pruned", "failed", "running", "waiting"]
@@ -49,6 +51,9 @@ class TrialRecord:
         finished: When it ended.
         tags: Seed, card, driver and versions that it ran with.
         retry_of: The failed trial that this one repeats.
+        retries: How often it was tried before, for the machine's faults.
+        first_try: Number of the first of these tries, or its own.
+        handed_back: Whether its worker gave it back, which is nobody's fault.
         mlflow_run: Its run in MLflow, once it has one.
         launched: Whether it has begun to train.
         repeat_of: The trial whose configuration this one trains again, with another seed.
@@ -76,6 +81,9 @@ class TrialRecord:
     finished: datetime | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     retry_of: int | None = None
+    retries: int = 0
+    first_try: int = 0
+    handed_back: bool = False
     mlflow_run: str | None = None
     launched: bool = True
     repeat_of: int | None = None
@@ -144,6 +152,16 @@ class StudyRecord:
         return [trial for trial in self.trials if trial.repeat_of is not None]
 
     @property
+    def open_failures(self) -> list[TrialRecord]:
+        """Failed trials that have not been tried again, though they had begun to train."""
+        again = {trial.retry_of for trial in self.trials}
+        return [
+            trial
+            for trial in self.trials
+            if trial.outcome == "failed" and trial.launched and trial.number not in again
+        ]
+
+    @property
     def configurations(self) -> list[TrialRecord]:
         """The trials without repeats; one that was repeated has the figures of all its trainings.
 
@@ -192,8 +210,14 @@ class StudyRecord:
         return [complete[index] for index in pareto_front(list(map(self.point, complete)))]
 
     def unconfirmed(self, trainings: int) -> TrialRecord | None:
-        """The first trial of the front that has had fewer trainings than that."""
-        return next((trial for trial in self.front() if trial.trainings < trainings), None)
+        """The first trial of the front with fewer trainings than that, begun ones included."""
+        begun = Counter(
+            trial.repeat_of for trial in self.repeats if trial.outcome in ("running", "waiting")
+        )
+        return next(
+            (trial for trial in self.front() if trial.trainings + begun[trial.number] < trainings),
+            None,
+        )
 
     def best(self, budget: int | None = None, seconds: float = math.inf) -> TrialRecord | None:
         """The best complete trial within limits.
@@ -254,6 +278,7 @@ def _memory(trial: TrialRecord) -> int:
     return trial.peak_memory
 
 
+@ridden_out
 def read(ledger: Ledger, *, curves: bool = False, known: StudyRecord | None = None) -> StudyRecord:
     """The study as it stands.
 
@@ -282,7 +307,7 @@ def read(ledger: Ledger, *, curves: bool = False, known: StudyRecord | None = No
         name,
         ledger.identity,
         tuple(trials[number] for number in sorted(trials)),
-        ledger.study.user_attrs.get("baseline", {}),
+        ledger.baseline,
         runs.get(PARENT),
     )
 
@@ -294,7 +319,7 @@ def _trial(trial: StoredTrial, mlflow_run: str | None, curve: tuple[float, ...])
     return TrialRecord(
         number=trial.number,
         outcome=outcome,
-        reason=result.get("reason", ""),
+        reason=result.get("reason", "its worker was lost" if outcome == "failed" else ""),
         params={**trial.params, **attributes.get(SPENT, {})},
         config=result.get("config", {}),
         quality=trial.quality,
@@ -308,6 +333,9 @@ def _trial(trial: StoredTrial, mlflow_run: str | None, curve: tuple[float, ...])
         finished=trial.finished,
         tags=result.get("tags", {}),
         retry_of=attributes.get("retry_of"),
+        retries=attributes.get("retries", 0),
+        first_try=attributes.get("first_try", trial.number),
+        handed_back=result.get("handed_back", False),
         mlflow_run=mlflow_run,
         launched="seed" in attributes,
         repeat_of=attributes.get(REPEATS),

@@ -5,21 +5,22 @@ import json
 import shlex
 import sys
 from functools import partial
-from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objectives.errors import UserError
 from study import cli
-from study.front import OBJECTIVES, objectives_of
+from study.front import OBJECTIVES
 from study.spec import StudySpec, add_spec_flags, load_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from study.ledger import Ledger
-    from study.pruning import Pruner
     from study.records import StudyRecord
     from study.subject import Subject
-    from study.warm_start import Source
+    from study.tracking import Tracker
+    from study.work import Work
 
 _DESCRIPTION = """\
 Search negatives, batch size and learning rate of a sequential recommender under a memory budget.
@@ -48,6 +49,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     spec = load_spec(vars(arguments), arguments.config)
+    if not arguments.dry_run:
+        from study.tracking import check_server
+
+        check_server(spec.tracking_store)
+        if spec.gpus or spec.workers:
+            return _run_supervised(spec, arguments)
 
     from study.subject import build_subject
 
@@ -57,27 +64,16 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(json.dumps(_dry_run(spec, subject), indent=2))
         return cli.OK
-    return _run_study(spec, subject, arguments.command, as_json=arguments.json)
 
+    from study.work import Work
 
-def _identity(spec: StudySpec, subject: "Subject", budget: int) -> dict[str, Any]:
-    """What makes a study the same study: one may be continued only if all of it agrees."""
-    space = subject.space
-    return {
-        "space": space.as_dict(),
-        "open": sorted({**space.open, **space.spent}),
-        "spend_budget": spec.spend_budget,
-        "memory_budget": budget,
-        "memory_source": subject.memory_source,
-        "objectives": list(spec.objectives),
-        "seed": spec.seed,
-        **subject.identity,
-    }
+    return _run_here(Work(spec, subject), subject, spec, arguments)
 
 
 def _dry_run(spec: StudySpec, subject: "Subject") -> dict[str, Any]:
     import optuna
 
+    from study.opening import identity
     from study.sampling import build_sampler
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -89,99 +85,109 @@ def _dry_run(spec: StudySpec, subject: "Subject") -> dict[str, Any]:
     return {
         "study": spec.study or subject.name,
         "device": subject.place,
-        **_identity(spec, subject, subject.budget(spec.memory_budget)),
+        **identity(spec, subject, subject.budget(spec.memory_budget)),
         "n_trials": spec.n_trials,
         "sampled_trial": subject.space.suggest(trial).flat(),
     }
 
 
-def _run_study(spec: StudySpec, subject: "Subject", command: str, *, as_json: bool) -> int:
+def _run_here(work: "Work", subject: "Subject", spec: StudySpec, arguments: Any) -> int:
+    """One worker, in this process."""
     from rich.console import Console
 
-    from dashboards.report import describe_study, save_into_study
-    from study.ledger import default_storage
     from study.progress import StudyProgress
-    from study.records import read
-    from study.sampling import GridSampler, build_sampler, choose_sampler
-    from study.tracking import Sight, Tracker, check_server
-    from study.worker import MachineFailedError, NothingFitsError, Stop, Worker
 
-    name = spec.study or subject.name
-    check_server(spec.tracking_store)
-    objective, space = subject.objective, subject.space
-    if spec.spend_budget and not objective.predicts:
-        raise UserError(
-            f"--spend-budget {spec.spend_budget}: what fits is predicted for a GPU with Triton, "
-            f"and this study runs on {subject.place}; leave it out"
-        )
-    sampler = choose_sampler(spec.sampler, subject, spec.objectives, spec.warm_start)
-    sources = _find_sources(spec, name) if spec.warm_start else []
-    folder = spec.output_dir / name
-    storage_url = spec.storage or default_storage(spec.output_dir, name)
-    ledger = _open_study(spec, storage_url, name, subject)
-    before = read(ledger)
-    ledger.study.sampler = build_sampler(
-        sampler,
-        spec.seed,
-        len(before.trials),
-        space,
-        partial(objective.predicted_peak, budget=before.budget) if objective.predicts else None,
-        before.budget,
-        spec.objectives,
-        sources,
-    )
-    total = spec.n_trials
-    if isinstance(ledger.study.sampler, GridSampler):
-        total = min(total, len(ledger.study.sampler.cells))
-    cli.say(
-        f"study {name}: {total} trials on {subject.place}, "
-        + (f"{len(before.finished)} of them done; " if before.finished else "")
-        + _budget_sentence(before)
-    )
-    for source in sources:
+    _say_where_it_starts(work.ledger, work.total, subject.place)
+    for source in work.sources:
         cli.say(f"starting from {source.name}, {source.num_runs} trainings")
-
     console = Console(stderr=True)
-    tags = subject.tags()
+    with (
+        StudyProgress(work.total, console, live=console.is_terminal) as progress,
+        _tracker(work.ledger, spec, arguments.command, progress.say) as tracker,
+    ):
+        failure = work.run(progress, tracker)
+        record, report = _finish(work.ledger, tracker, spec, bool(failure or work.code))
+    _print_end(record, report, tracker, spec, as_json=arguments.json)
+    return _exit_code(record, failure, work.code)
+
+
+def _run_supervised(spec: StudySpec, arguments: argparse.Namespace) -> int:
+    """One worker process for each GPU, or several on the CPU."""
+    from study.records import find
+    from study.supervisor import Supervisor, places
+
+    timeout = None if spec.timeout is None else spec.timeout.total_seconds()
+    flags = {name: value for name, value in vars(arguments).items() if name != "config"}
+    config = None if arguments.config is None else str(arguments.config)
+    supervisor = Supervisor(places(spec), flags, config, timeout)
+    with supervisor.listening():
+        joined = supervisor.start()
+        if joined is None:
+            return supervisor.code
+        for note in joined.notes:
+            cli.say(f"{joined.study}: {note}")
+        ledger = find(joined.study, spec.storage, spec.output_dir)
+        what = "GPUs" if spec.gpus else "CPU workers"
+        _say_where_it_starts(ledger, joined.total, f"{len(supervisor.slots)} {what}")
+        with _tracker(ledger, spec, arguments.command, cli.say) as tracker:
+            supervisor.watch(tracker.wake)
+            is_cut_short = bool(supervisor.code or supervisor.failures)
+            record, report = _finish(ledger, tracker, spec, is_cut_short)
+    _print_end(record, report, tracker, spec, as_json=arguments.json)
     failure = ""
+    if supervisor.failures and len(record.finished) < joined.total:
+        failure = f"{supervisor.failures} of {len(supervisor.slots)} workers could not go on"
+    return _exit_code(record, failure, supervisor.code)
+
+
+def _say_where_it_starts(ledger: "Ledger", total: int, place: str) -> None:
+    from study.records import read
+
+    record = read(ledger)
+    cli.say(
+        f"study {record.name}: {total} trials on {place}, "
+        + (f"{len(record.finished)} of them done; " if record.finished else "")
+        + _budget_sentence(record)
+    )
+
+
+def _tracker(
+    ledger: "Ledger", spec: StudySpec, command: str, say: "Callable[[str], None]"
+) -> "Tracker":
+    from dashboards.report import describe_study
+    from study.tracking import Sight, Tracker
+
+    folder = spec.output_dir / ledger.study.study_name
     sight = Sight(
         partial(describe_study, tracking_store=spec.tracking_store, command=command),
         partial(_write_report, folder=folder, tracking_store=spec.tracking_store),
     )
-    with (
-        StudyProgress(total, console, live=console.is_terminal) as progress,
-        Tracker(
-            ledger, spec.tracking_store, spec.output_dir, tags, progress.say, sight
-        ) as tracker,
-    ):
-        stop = Stop(progress.say)
-        worker = Worker(
-            ledger,
-            space,
-            objective,
-            seed=spec.seed,
-            tags=tags,
-            folder=folder / "checkpoints",
-            progress=progress,
-            tracker=tracker,
-            stop=stop,
-            gate=objective.check,
-            # Trials of one configuration are there to be compared.
-            pruner=_pruner(spec, ledger) if space.open else None,
-        )
-        try:
-            with stop.listening():
-                timeout = None if spec.timeout is None else spec.timeout.total_seconds()
-                worker.run(total, timeout, spec.patience, spec.confirm or 1)
-        except (MachineFailedError, NothingFitsError) as error:
-            failure = str(error)
-        except KeyboardInterrupt:
-            progress.say("stopped; the running trial will be tried again")
-        tracker.drain()  # so that the report can link to the runs
-        record = read(ledger, curves=True)
-        report = _write_report(record, folder, spec.tracking_store)
-        tracker.close("KILLED" if failure or stop.code else "FINISHED", report)
-        save_into_study(ledger.study, record, spec.tracking_store)
+    return Tracker(ledger, spec.tracking_store, spec.output_dir, say, sight)
+
+
+def _finish(
+    ledger: "Ledger", tracker: "Tracker", spec: StudySpec, is_cut_short: bool
+) -> "tuple[StudyRecord, list[Path]]":
+    """Writes what shows the study, and tells MLflow the rest."""
+    from dashboards.report import save_into_study
+    from study.records import read
+
+    tracker.drain()  # so that the report can link to the runs
+    record = read(ledger, curves=True)
+    report = _write_report(record, spec.output_dir / record.name, spec.tracking_store)
+    tracker.close("KILLED" if is_cut_short else "FINISHED", report)
+    save_into_study(ledger.study, record, spec.tracking_store)
+    return record, report
+
+
+def _print_end(
+    record: "StudyRecord",
+    report: list[Path],
+    tracker: "Tracker",
+    spec: StudySpec,
+    *,
+    as_json: bool,
+) -> None:
     if tracker.untold:
         cli.say(
             f"MLflow was not told everything ({tracker.untold}); the values are kept, and the "
@@ -189,11 +195,14 @@ def _run_study(spec: StudySpec, subject: "Subject", command: str, *, as_json: bo
         )
     _print_result(record, report, spec, as_json=as_json)
     _say_what_did_not_run(record, spec)
+
+
+def _exit_code(record: "StudyRecord", failure: str, stopped: int) -> int:
     if failure:
         cli.say(f"python -m study.run: {failure}; the same command continues the study")
         return cli.ERROR
-    if stop.code:
-        return stop.code
+    if stopped:
+        return stopped
     return cli.OK if record.complete or not record.finished else cli.NOTHING_FEASIBLE
 
 
@@ -210,98 +219,6 @@ def _say_what_did_not_run(record: "StudyRecord", spec: StudySpec) -> None:
             f"{len(record.refused)} more configurations were predicted to exceed the budget, and "
             "never ran"
         )
-
-
-def _find_sources(spec: StudySpec, name: str) -> "list[Source]":
-    # It imports scikit-learn, in a second.
-    from study.warm_start import find_sources
-
-    return find_sources(spec, name)
-
-
-def _pruner(spec: StudySpec, ledger: "Ledger") -> "Pruner | None":
-    from study.pruning import Pruner
-
-    if spec.pruning == "none":
-        return None
-    return Pruner(ledger, spec.objectives)
-
-
-def _open_study(spec: StudySpec, storage_url: str, name: str, subject: "Subject") -> "Ledger":
-    """The study of that name, checked to be the same, or a new one; nothing is written before."""
-    from study.ledger import Ledger, connect, sqlite_file
-
-    budget = subject.budget(spec.memory_budget)
-    file = sqlite_file(storage_url)
-    if file is None or file.is_file():
-        storage = connect(storage_url)
-        ledger = Ledger.open(storage, name)
-        if ledger is not None:
-            known = ledger.identity["memory_budget"]
-            is_share = not isinstance(spec.memory_budget, int)
-            # A share may differ a little after a reboot.
-            if spec.memory_budget is None or (is_share and isclose(budget, known, rel_tol=1e-3)):
-                budget = known
-            asked = _identity(spec, subject, budget)
-            stored = {
-                **ledger.identity,
-                "space": _of_this_version(ledger.identity["space"], asked["space"]),
-                "objectives": objectives_of(ledger.identity),
-            }
-            _refuse_difference(name, stored, asked)
-            _make_folder(spec.output_dir / name)
-            return ledger
-    subject.check_floor(budget)
-    baseline = subject.baseline()
-    if file is not None:
-        _make_folder(file.parent)
-        storage = connect(storage_url)
-    _make_folder(spec.output_dir / name)
-    ledger = Ledger.create(storage, name, _identity(spec, subject, budget))
-    ledger.study.set_user_attr("baseline", baseline)
-    return ledger
-
-
-def _of_this_version(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """A stored space of the losses that are asked for, with the settings that they have now.
-
-    Those that an earlier version did not know were what their defaults are now; those that it
-    kept although no loss has them never counted.
-    """
-    from objectives.config import SETTINGS
-    from objectives.loss_config import CHOICES
-
-    if any(stored.get(name, value) != asked.get(name, value) for name, value in CHOICES.items()):
-        return stored
-    return {name: stored.get(name, SETTINGS[name].default) for name in asked}
-
-
-def _refuse_difference(name: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    differences = []
-    for key, value in asked.items():
-        if key == "request":  # the data's digest says whether it is the same
-            continue
-        old = stored.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
-            names = dict.fromkeys([*old, *value])
-            pairs = [(f"{key}.{part}", old.get(part), value.get(part)) for part in names]
-        else:
-            pairs = [(key, old, value)]
-        differences += [f"{part} was {a}, is {b}" for part, a, b in pairs if a != b]
-    if differences:
-        raise UserError(
-            f"--study {name}: it was started differently ({'; '.join(differences)}); use the same "
-            "flags to continue it, or another --study to start anew"
-        )
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output-dir {path}: the folder cannot be made ({error.strerror}); name another"
-        ) from error
 
 
 def _budget_sentence(record: "StudyRecord") -> str:

@@ -173,6 +173,20 @@ class StudySpec(DataConfig):
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N"
     )
+    gpus: str | None = Field(
+        None,
+        pattern=r"^(all|\d+(,\d+)*)$",
+        description="all, or their numbers such as 0,2: a worker process on each of these GPUs",
+    )
+    workers: int | None = Field(
+        None, ge=1, le=1000, description="so many worker processes on the CPU"
+    )
+    max_retries: int = Field(
+        2,
+        ge=0,
+        description="how often a trial that the machine failed is tried again, from its "
+        "checkpoint",
+    )
     output_dir: Path = Field(
         Path("runs"), description="folder of studies, reports and MLflow's store"
     )
@@ -278,6 +292,9 @@ _METAVARS = {
     "pruning": "NAME",
     "seed": "N",
     "device": "DEVICE",
+    "gpus": "all|N,N",
+    "workers": "N",
+    "max_retries": "N",
     "output_dir": "FOLDER",
     "storage": "URL",
     "tracking_uri": "URI",

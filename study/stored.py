@@ -115,6 +115,16 @@ def stored_trials(
     ]
 
 
+def state_of(connection: sa.Connection, study: str, number: int) -> str:
+    """The state of one trial, in Optuna's words."""
+    query = (
+        sa.select(_trials.c.state)
+        .select_from(_trials.join(_studies, _trials.c.study_id == _studies.c.study_id))
+        .where(_studies.c.study_name == study, _trials.c.number == number)
+    )
+    return str(connection.execute(query).scalar_one())
+
+
 def fingerprint(connection: sa.Connection, study: str) -> tuple[Any, ...]:
     """What changes when a trial of the study begins or ends; one query."""
     query = (

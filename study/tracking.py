@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from objectives.errors import UserError
 from study.front import objectives_of
 from study.ledger import PARENT, Ledger, Run
+from study.locks import locked
 from study.records import StudyRecord, TrialRecord, read
 from study.stopping import hypervolumes
 
@@ -85,7 +86,6 @@ class Tracker:
         ledger: Ledger,
         uri: str,
         output_dir: Path,
-        tags: Mapping[str, str],
         warn: Callable[[str], None],
         sight: Sight | None = None,
     ) -> None:
@@ -93,7 +93,8 @@ class Tracker:
         self.untold = ""
         self._ledger = ledger
         self._output_dir = output_dir
-        self._tags = dict(tags)
+        # What the study began on; those of a trial come with its result.
+        self._tags: dict[str, str] = ledger.study.user_attrs.get("tags", {})
         self._warn = warn
         self._sight = sight
         self._shown = 0
@@ -148,7 +149,12 @@ class Tracker:
             if time.monotonic() < next_try and not (closing or draining):
                 continue
             try:
-                self._tell(closing, draining)
+                # Of several processes of a study one at a time tells what is untold.
+                wait = closing or draining
+                name = f"mlflow {self._ledger.study.study_name}"
+                with locked(self._ledger.engine, name, wait=wait) as is_mine:
+                    if is_mine:
+                        self._tell(closing, draining)
                 if self.untold:
                     self._warn("MLflow answers again; everything kept was sent")
                 self.untold = ""

@@ -1,41 +1,38 @@
-"""Runs trials one after the other until the study has its total."""
+"""Runs trials one after the other until the study, which others may run too, has its total."""
 
+import contextlib
+import errno
 import itertools
-import os
-import signal
-import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
-import psutil
-from optuna.trial import FrozenTrial, TrialState
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
 from objectives.config import TrialConfig
-from objectives.errors import UserError
 from objectives.trial import (
     QUALITY,
+    DeviceLost,
     DivergedTrial,
     InfeasibleTrial,
     Objective,
     TrialResult,
 )
-from study import budget, cli
+from study import budget
 from study.front import Point, objectives_of, point_of
 from study.ledger import Ledger
 from study.progress import StudyProgress
 from study.pruning import Dominated, Pruner
 from study.records import REPEATS, RESULT, SPENT, StudyRecord, TrialRecord, read
+from study.recovery import checkpoint_of, recover
+from study.signals import Stop
 from study.space import Space
 from study.stopping import is_exhausted
 from study.tracking import Tracker
-
-_MAX_RETRIES = 2
-"""How often a trial that the machine failed is tried again."""
+from study.workers import Presence
 
 _SEEDS_APART = 1_000_000
 """Between the seeds of trainings of one configuration, so that no trial of the search has them."""
@@ -46,43 +43,22 @@ _MAX_REFUSALS_IN_A_ROW = 1000
 _MAX_FAULTS_IN_A_ROW = 3
 """After so many the machine is not going to mend itself."""
 
+_POLL_SECONDS = 1.0
+"""So often a worker looks whether the trials of others leave it one."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class MachineFailedError(Exception):
-    """Several trials in a row failed for reasons that are not theirs."""
+    """The machine failed trials for reasons that are not theirs, and will go on to."""
+
+
+class LostTrialError(Exception):
+    """Others took this worker for lost, and have its trial now."""
 
 
 class NothingFitsError(Exception):
     """Very many configurations in a row were predicted to exceed the budget."""
-
-
-class Stop:
-    """Whether the user has asked to stop; 0 is no, else the exit code.
-
-    The first Ctrl-C or SIGTERM lets the running trial end; the second ends it at once.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.code = 0
-        self._say = say
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handles the signals within the block."""
-        previous = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.code:
-            raise KeyboardInterrupt
-        self.code = cli.INTERRUPTED if number == signal.SIGINT else cli.TERMINATED
-        self._say("stopping once the running trial has ended; again to stop at once")
 
 
 class _Context:
@@ -94,11 +70,17 @@ class _Context:
         memory_budget: int,
         checkpoint: Path,
         report: Callable[[int, Mapping[str, float]], None],
+        stop: Stop,
     ) -> None:
         self.seed = seed
         self.memory_budget = memory_budget
         self.checkpoint = checkpoint
         self.report = report
+        self._stop = stop
+
+    @property
+    def leaving(self) -> bool:
+        return self._stop.leaving
 
 
 class Worker:
@@ -114,6 +96,7 @@ class Worker:
         seed: The study's seed.
         tags: Kept with every trial: card, driver, versions.
         folder: Where running trials keep the state of their training.
+        max_retries: How often a trial that the machine failed is tried again.
     """
 
     def __init__(
@@ -126,10 +109,12 @@ class Worker:
         tags: Mapping[str, str],
         folder: Path,
         progress: StudyProgress,
-        tracker: Tracker | None,
+        presence: Presence,
         stop: Stop,
+        tracker: Tracker | None = None,
         gate: Callable[[TrialConfig, int], bool] | None = None,
         pruner: Pruner | None = None,
+        max_retries: int = 2,
     ) -> None:
         self.ledger = ledger
         self.space = space
@@ -139,10 +124,13 @@ class Worker:
         self.seed = seed
         self.tags = dict(tags)
         self.folder = folder
+        self.max_retries = max_retries
         self._study = ledger.study
+        self._record: StudyRecord | None = None
         self._budget = int(ledger.identity["memory_budget"])
         self._objectives = objectives_of(ledger.identity)
         self._progress = progress
+        self._presence = presence
         self._tracker = tracker
         self._stop = stop
 
@@ -155,6 +143,9 @@ class Worker:
     ) -> None:
         """Runs trials until the search is over, then repeats those of the front; resumes both.
 
+        Other workers may do the same at the same time; while they have what is left of it, this
+        one waits, since they may be lost.
+
         Args:
             n_trials: Total of the study; configurations that the gate refuses, and repeats, do
                 not count.
@@ -164,66 +155,100 @@ class Worker:
                 its own each. Means rank the front anew, and what rises into it is repeated, too.
 
         Raises:
-            MachineFailedError: Several trials in a row failed for the machine's reasons.
+            MachineFailedError: Several trials in a row failed for the machine's reasons, or it
+                cannot go on.
             NothingFitsError: The gate refused very many configurations in a row.
-            KeyboardInterrupt: The user stopped it at once; the running trial will be retried.
+            KeyboardInterrupt: The running trial was handed back.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        recover_lost(self.ledger)
-        faults = 0
+        faults, waits = 0, False
         while not self._stop.code and (deadline is None or time.monotonic() < deadline):
-            record = read(self.ledger)
-            if len(record.finished) >= n_trials or is_exhausted(record, patience):
-                trial = record.unconfirmed(confirm)
-                if trial is None:
+            with contextlib.ExitStack() as claiming:
+                claiming.enter_context(self.ledger.claiming())
+                record = self._recovered()
+                trial = self._claim(record, n_trials, patience, confirm)
+                if trial is not None:
+                    fault = self._run_trial(trial, record, claiming)
+            if trial is None:
+                others = [str(each.number) for each in record.trials if each.outcome == "running"]
+                if not others:
                     return
-                self._queue_repeat(record, trial)
-            refused = list(
-                itertools.takewhile(lambda trial: trial.was_refused, reversed(record.trials))
-            )
-            if len(refused) >= _MAX_REFUSALS_IN_A_ROW:
-                least = min(trial.peak_memory or 0 for trial in refused)
-                raise NothingFitsError(
-                    f"the last {len(refused)} configurations were all predicted to exceed the "
-                    f"memory budget, the smallest with {budget.format_bytes(least)}: raise it, or "
-                    "narrow the space"
-                )
-            fault = self._run_trial(record)
+                if not waits:
+                    self._progress.say(f"waiting for other workers: trial {', '.join(others)}")
+                waits = True
+                time.sleep(_POLL_SECONDS)
+                continue
+            waits = False
             faults = faults + 1 if fault else 0
             if faults == _MAX_FAULTS_IN_A_ROW:
                 raise MachineFailedError(
                     f"{faults} trials in a row failed, not by their configuration: {fault}"
                 )
 
+    def _read(self) -> StudyRecord:
+        self._record = read(self.ledger, known=self._record)
+        return self._record
+
+    def _claim(
+        self, record: StudyRecord, n_trials: int, patience: int | None, confirm: int
+    ) -> optuna.Trial | None:
+        """The next trial; None where others have what is left, or nothing is."""
+        _refuse_hopeless(record)
+        open_ = [trial for trial in record.trials if trial.outcome in ("running", "waiting")]
+        searched = [trial for trial in open_ if trial.repeat_of is None]
+        waiting = any(trial.outcome == "waiting" for trial in searched)
+        running = sum(trial.outcome == "running" for trial in searched)
+        has_room = len(record.finished) + running < n_trials
+        is_searching = has_room and (waiting or not is_exhausted(record, patience))
+        repeats_wait = any(
+            trial.outcome == "waiting" and trial.repeat_of is not None for trial in open_
+        )
+        if not is_searching and not repeats_wait:
+            repeated = None if running else record.unconfirmed(confirm)
+            if repeated is None:
+                return None
+            self._queue_repeat(record, repeated)
+        trial = self._study.ask()
+        trial.set_user_attr("worker", self._presence.worker)
+        return trial
+
     def _queue_repeat(self, record: StudyRecord, repeated: TrialRecord) -> None:
-        """Queues another training of a trial's configuration, unless something waits already."""
-        if any(trial.outcome == "waiting" for trial in record.trials):
-            return
-        first = self._study.trials[repeated.number]
+        """Queues another training of a trial's configuration."""
+        first = self._study.get_trials(deepcopy=False)[repeated.number]
+        trainings = 1 + sum(
+            trial.repeat_of == first.number and trial.outcome != "failed"
+            for trial in record.trials
+        )
         attributes = {
-            "seed": first.user_attrs["seed"] + repeated.trainings * _SEEDS_APART,
+            "seed": first.user_attrs["seed"] + trainings * _SEEDS_APART,
             REPEATS: first.number,
         }
         if SPENT in first.user_attrs:
             attributes[SPENT] = first.user_attrs[SPENT]
         self._study.enqueue_trial(first.params, user_attrs=attributes)
 
-    def _run_trial(self, record: StudyRecord) -> str:
-        """Runs one trial to its end; returns what the machine did wrong, or nothing."""
-        trial = self._study.ask()
+    def _run_trial(
+        self, trial: optuna.Trial, record: StudyRecord, claiming: contextlib.ExitStack
+    ) -> str:
+        """Runs one trial to its end; returns what the machine did wrong, or nothing.
+
+        Args:
+            trial: The trial.
+            record: The study.
+            claiming: Closed as soon as the trial's parameters are known to other workers.
+        """
         number = trial.number
-        trial.set_user_attr("worker", _this_process())
         seed = trial.user_attrs.get("seed", self.seed + number)
-        checkpoint = self.folder / f"trial-{trial.user_attrs.get('first_try', number)}.pt"
+        checkpoint = checkpoint_of(trial.user_attrs.get("first_try", number), self.folder)
         if "first_try" not in trial.user_attrs:
             # That of a study of the same name, since deleted.
             checkpoint.unlink(missing_ok=True)
         begin = time.perf_counter()
         result: dict[str, Any] = {"tags": {**self.tags, "seed": str(seed)}}
         values: Point | None = None
-        fault = ""
         try:
             config = self.space.suggest(trial)
+            claiming.close()
             if self.space.spent:
                 spent = trial.user_attrs.get(SPENT) or self.space.spend(config, self._fits)
                 trial.set_user_attr(SPENT, spent)
@@ -238,10 +263,10 @@ class Worker:
             # A repeat is there to be compared with the first, whatever it reaches.
             may_stop = REPEATS not in trial.user_attrs
             report = self._reporter(number, config.training.max_epochs if may_stop else 0)
-            context = _Context(seed, self._budget, checkpoint, report)
+            context = _Context(seed, self._budget, checkpoint, report, self._stop)
             done = self.objective(config, context)
             values = point_of(self._objectives, done.quality, done.peak_memory, done.seconds)
-            result |= _completed(done)
+            result |= {**_completed(done), "outcome": "complete"}
         except InfeasibleTrial as error:
             result |= {
                 "outcome": "infeasible",
@@ -260,20 +285,33 @@ class Worker:
             if isinstance(error, Dominated):
                 result["expected"] = error.expected
         except KeyboardInterrupt:
-            self._fail(trial, {**result, "reason": "stopped by the user"}, checkpoint)
+            claiming.close()
+            self._fail(trial, {**result, "reason": "handed back", "handed_back": True})
+            self._progress.say(f"trial {number} is handed back")
             raise
+        except (LostTrialError, UpdateFinishedTrialError):
+            self._progress.say(f"trial {number} was given to another worker, as if this were lost")
+            return ""
         except Exception as error:
             fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            self._fail(trial, {**result, "reason": fault}, checkpoint)
-        else:
-            result["outcome"] = "complete"
-        if not fault:
-            self._tell(trial, values, result, time.perf_counter() - begin)
-            checkpoint.unlink(missing_ok=True)
-        record = read(self.ledger)
+            claiming.close()
+            self._fail(trial, {**result, "reason": fault})
+            self._ended(number)
+            if isinstance(error, DeviceLost) or getattr(error, "errno", 0) in _DISK_FULL:
+                raise MachineFailedError(fault) from error
+            return fault
+        # Where others have the trial by now, theirs counts.
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if self.ledger.is_running(number):
+                self._tell(trial, values, result, time.perf_counter() - begin)
+                checkpoint.unlink(missing_ok=True)
+        self._ended(number)
+        return ""
+
+    def _ended(self, number: int) -> None:
+        record = self._read()
         self._progress.ended(record, record.trials[number])
         self._wake()
-        return fault
 
     def _fits(self, config: TrialConfig) -> bool:
         """Whether a configuration is predicted to fit, and not only just."""
@@ -306,19 +344,32 @@ class Worker:
         else:
             self._study.tell(trial, values)
 
-    def _fail(self, trial: optuna.Trial, result: dict[str, Any], checkpoint: Path) -> None:
-        trial.set_user_attr(RESULT, {**result, "outcome": "failed"})
-        self._study.tell(trial, state=TrialState.FAIL)
-        if not retry(self.ledger, self._study.trials[trial.number]):
-            checkpoint.unlink(missing_ok=True)
+    def _fail(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        """Ends a trial that is to be tried again."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(RESULT, {**result, "outcome": "failed"})
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+        with self.ledger.claiming():
+            self._recovered()
+
+    def _recovered(self) -> StudyRecord:
+        """The study, once what is lost or failed is queued again."""
+        record, is_lost = self._read(), self._presence.is_lost
+        if recover(self.ledger, record, is_lost, self.max_retries, self.folder):
+            record = self._read()
+        return record
 
     def _reporter(
         self, number: int, stops_before: int
     ) -> Callable[[int, Mapping[str, float]], None]:
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
+            if not self.ledger.is_running(number):
+                raise LostTrialError
             self.ledger.record_epoch(number, epoch, metrics)
             self._progress.epoch(number, epoch, metrics)
             self._wake()
+            if self._stop.leaving:
+                raise KeyboardInterrupt
             if self.pruner is not None and epoch < stops_before:
                 self.pruner.check(number)
 
@@ -341,59 +392,13 @@ def _completed(done: TrialResult) -> dict[str, Any]:
     }
 
 
-def retry(ledger: Ledger, failed: FrozenTrial) -> bool:
-    """Queues a failed trial again, with its parameters, seed, checkpoint and MLflow run.
-
-    A trial that failed too often is given up.
-
-    Optuna's own callback would carry the constraints over, which can be set only once.
-    """
-    retries = failed.user_attrs.get("retries", 0)
-    if "seed" not in failed.user_attrs or retries >= _MAX_RETRIES:
-        return False
-    ledger.study.enqueue_trial(
-        failed.params,
-        user_attrs={
-            **{
-                name: failed.user_attrs[name]
-                for name in ("seed", SPENT, REPEATS)
-                if name in failed.user_attrs
-            },
-            "retries": retries + 1,
-            "retry_of": failed.number,
-            "first_try": failed.user_attrs.get("first_try", failed.number),
-        },
-    )
-    return True
-
-
-def recover_lost(ledger: Ledger) -> None:
-    """Fails and queues again the trials whose process on this machine is gone.
-
-    Raises:
-        UserError: Another process is running the study.
-    """
-    for trial in ledger.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner = trial.user_attrs.get("worker", "")
-        if owner and _is_alive(owner):
-            raise UserError(
-                f"--study {ledger.study.study_name}: process {owner} is running it; wait for "
-                "it or stop it"
-            )
-        ledger.study.tell(trial.number, state=TrialState.FAIL)
-        retry(ledger, trial)
-
-
-def _this_process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-def _is_alive(owner: str) -> bool:
-    """Whether the process exists; one of another host is taken to."""
-    host, pid, created = owner.rsplit(":", 2)
-    if host != socket.gethostname():
-        return True
-    try:
-        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) < 1)
-    except psutil.NoSuchProcess:
-        return False
+def _refuse_hopeless(record: StudyRecord) -> None:
+    """Raises a NothingFitsError after very many refusals in a row."""
+    refused = list(itertools.takewhile(lambda trial: trial.was_refused, reversed(record.trials)))
+    if len(refused) >= _MAX_REFUSALS_IN_A_ROW:
+        least = min(trial.peak_memory or 0 for trial in refused)
+        raise NothingFitsError(
+            f"the last {len(refused)} configurations were all predicted to exceed the memory "
+            f"budget, the smallest with {budget.format_bytes(least)}: raise it, or narrow the "
+            "space"
+        )

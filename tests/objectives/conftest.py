@@ -56,6 +56,7 @@ class _Context:
     memory_budget: int
     checkpoint: Path | None
     on_report: Report
+    leaving: bool
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.on_report(epoch, metrics)
@@ -69,7 +70,8 @@ def make_context() -> Callable[..., TrialContext]:
         seed: int = 0,
         budget: int = 1 << 30,
         checkpoint: Path | None = None,
+        leaving: bool = False,
     ) -> TrialContext:
-        return _Context(seed, budget, checkpoint, report)
+        return _Context(seed, budget, checkpoint, report, leaving)
 
     return make

@@ -37,6 +37,7 @@ CUDA = torch.device("cuda", 0)
 class Context:
     seed = 0
     checkpoint = None
+    leaving = False
 
     def __init__(self, memory_budget: int) -> None:
         self.memory_budget = memory_budget

@@ -1,5 +1,7 @@
+import errno
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -201,7 +203,7 @@ def test_training_stops_early_and_returns_to_the_best_weights(
 
 @pytest.fixture
 def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
 
 
 class Killed(Exception):
@@ -298,11 +300,42 @@ def test_a_checkpoint_of_another_training_is_refused(
         objective(config(max_epochs=1, width=8), make_context(checkpoint=path, seed=1))
 
 
-def test_a_checkpoint_is_written_once_a_minute_at_most(
-    cycle: PreparedData, make_context: MakeContext, tmp_path: Path
+def test_writing_checkpoints_takes_a_twentieth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    SequentialObjective(cycle, CPU)(config(max_epochs=3), make_context(checkpoint=tmp_path / "0"))
+    now = 0.0
+    monkeypatch.setattr("objectives.checkpoint.time.monotonic", lambda: now)
+    pace = checkpoint.Pace()
+    written = []
+    for epoch in range(1, 9):
+        now += 10.0
+        if pace.allows():
+            with pace.writing():
+                now += 1.0
+            written.append(epoch)
+    assert written == [1, 3, 5, 7], "one second in twenty or more"
+
+
+def test_a_training_that_is_to_leave_writes_its_state(
+    cycle: PreparedData, make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SHARE", -1.0)
+    context = make_context(checkpoint=tmp_path / "0")
+    SequentialObjective(cycle, CPU)(config(max_epochs=1), context)
     assert list(tmp_path.iterdir()) == []
+    context = make_context(checkpoint=tmp_path / "0", leaving=True)
+    SequentialObjective(cycle, CPU)(config(max_epochs=1), context)
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path: Path) -> None:
+    path = tmp_path / "trial-0.pt"
+    part = tmp_path / f"trial-0.pt.{os.getpid()}.part"
+    part.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoint.save(path, {}, {"weights": torch.zeros(1 << 20)})
+    assert caught.value.errno == errno.ENOSPC
+    assert not path.exists()
 
 
 def test_a_loss_that_is_not_finite_is_a_diverged_trial(
@@ -431,7 +464,7 @@ def test_the_updates_that_auto_stands_for_are_those_of_a_checkpoint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 1e9)
     path = tmp_path / "0.pt"
     objective = SequentialObjective(cycle, CPU)
     objective(config(max_epochs=1), make_context(checkpoint=path))

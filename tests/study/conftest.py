@@ -4,7 +4,8 @@ import importlib
 import io
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from objectives.trial import Objective
 from study.ledger import Ledger, connect
 from study.progress import StudyProgress
 from study.sampling import tpe
+from study.signals import Stop
 from study.space import Space, build_space
 from study.tracking import build_client
-from study.worker import Stop, Worker
+from study.worker import Worker
+from study.workers import Presence
+from tests.postgres import Postgres
 
 IDENTITY = {
     "data": {"name": "tiny", "digest": "0", "split": "leave-one-out"},
@@ -44,6 +48,26 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     build_client(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server that nobody stops."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server that a test may stop and kill."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Postgres(Path(folder), durable=True)
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture
@@ -100,7 +124,7 @@ def build_worker(ledger: Ledger, space: Space, tmp_path: Path) -> BuildWorker:
             tags={"device": "cpu"},
             folder=tmp_path / "checkpoints",
             progress=progress,
-            tracker=None,
+            presence=Presence(ledger, "cpu", lambda order: None),
             stop=Stop(progress.say),
         )
 

@@ -264,7 +264,7 @@ def wait_for_epoch(database: Path, process: subprocess.Popen[str], after: int) -
         ([signal.SIGKILL], -9, True),
         ([signal.SIGINT], 130, False),
         ([signal.SIGINT, signal.SIGINT], 130, True),
-        ([signal.SIGTERM], 143, False),
+        ([signal.SIGTERM], 143, True),
     ],
 )
 def test_a_stopped_study_goes_on_with_nothing_lost(

@@ -106,6 +106,16 @@ def test_a_study_of_somebody_else_is_refused(tmp_path: Path) -> None:
         Ledger.open(storage, "theirs")
 
 
+def test_a_study_whose_making_was_cut_short_is_made_whole(tmp_path: Path) -> None:
+    storage = connect(f"sqlite:///{tmp_path / 'study.db'}")
+    optuna.create_study(storage=storage, study_name="s", directions=["maximize", "minimize"])
+    assert Ledger.open(storage, "s") is None
+    made = Ledger.create(storage, "s", {"seed": 1})
+    again = Ledger.create(storage, "s", {"seed": 2})
+    assert made.identity == again.identity, "who comes second joins the first"
+    assert made.identity["seed"] == 1
+
+
 def test_find_takes_the_only_study_and_lists_several(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no study"):
         find(None, None, tmp_path)

@@ -58,7 +58,8 @@ def track(
     warnings: list[str] = []
     report = folder / "report.html"
     report.write_text("<html></html>")
-    with Tracker(ledger, uri, folder, {"gpu": "none"}, warnings.append, sight) as tracker:
+    ledger.study.set_user_attr("tags", {"gpu": "none"})
+    with Tracker(ledger, uri, folder, warnings.append, sight) as tracker:
         body(tracker)
         tracker.close("FINISHED", [report])
     return tracker, warnings
@@ -306,7 +307,7 @@ def test_a_server_that_dies_midway_is_told_when_it_is_back(
     worker = build_worker(succeed)
     with mlflow_server(tmp_path, port) as uri:
         check_server(uri)
-        with Tracker(ledger, uri, tmp_path, {}, lambda _: None) as tracker:
+        with Tracker(ledger, uri, tmp_path, lambda _: None) as tracker:
             worker._tracker = tracker
             worker.run(1)
             tracker.drain()

@@ -1,9 +1,11 @@
 """The worker against objectives that end in every way a trial can."""
 
+import errno
 import itertools
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from objectives.config import TrialConfig
-from objectives.errors import UserError
 from objectives.trial import (
     QUALITY,
     DivergedTrial,
@@ -26,9 +27,11 @@ from objectives.trial import (
 from study.ledger import Ledger, connect
 from study.pruning import Pruner
 from study.records import RESULT, read
+from study.recovery import recover
 from study.sampling import build_sampler
 from study.space import Space, build_space
-from study.worker import MachineFailedError, NothingFitsError, Worker, recover_lost
+from study.worker import MachineFailedError, NothingFitsError, Worker
+from study.workers import LOST_SECONDS, Presence
 
 BUDGET = 1 << 30
 BuildWorker = Callable[..., Worker]
@@ -397,20 +400,17 @@ def signalling(number: int, times: int) -> Callable[[TrialConfig, TrialContext],
     return objective
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_lets_the_trial_end(
-    ledger: Ledger, build_worker: BuildWorker, number: int, code: int
-) -> None:
-    worker = build_worker(signalling(number, 1))
-    before = signal.getsignal(number)
+def test_the_first_interrupt_lets_the_trial_end(ledger: Ledger, build_worker: BuildWorker) -> None:
+    worker = build_worker(signalling(signal.SIGINT, 1))
+    before = signal.getsignal(signal.SIGINT)
     with worker._stop.listening():
         worker.run(5)
-    assert worker._stop.code == code
+    assert worker._stop.code == 130
     assert [trial.state for trial in ledger.study.trials] == [TrialState.COMPLETE]
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_second_signal_ends_it_at_once_and_it_is_tried_again(
+def test_the_second_interrupt_ends_it_at_once_and_it_is_tried_again(
     ledger: Ledger, build_worker: BuildWorker
 ) -> None:
     worker = build_worker(signalling(signal.SIGINT, 2))
@@ -421,6 +421,45 @@ def test_the_second_signal_ends_it_at_once_and_it_is_tried_again(
     failed, retried = ledger.study.trials
     assert retried.state == TrialState.COMPLETE
     assert retried.params == failed.params
+
+
+def test_sigterm_hands_the_trial_back_after_its_epoch(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    wrote = []
+
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wrote.append(context.leaving)
+        return succeed(config, context)
+
+    worker = build_worker(objective)
+    worker.max_retries = 0
+    with pytest.raises(KeyboardInterrupt), worker._stop.listening():
+        worker.run(5)
+    assert worker._stop.code == 143
+    assert wrote == [True], "its state is worth writing"
+    handed_back, waiting = ledger.study.trials
+    assert (handed_back.state, waiting.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert read(ledger).trials[0].reason == "handed back"
+    assert waiting.user_attrs["retries"] == 0, "it is no fault of the machine"
+    assert [epoch.number for epoch in ledger.epochs()] == [0]
+
+
+def test_sigterm_does_not_wait_for_a_long_epoch(
+    ledger: Ledger, build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.signals._LEAVE_SECONDS", 0.01)
+
+    def objective(config: TrialConfig, context: TrialContext) -> TrialResult:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        return succeed(config, context)
+
+    worker = build_worker(objective)
+    with pytest.raises(KeyboardInterrupt), worker._stop.listening():
+        worker.run(5)
+    assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
 
 
 def lose(ledger: Ledger, space: Space, **attributes: Any) -> optuna.Trial:
@@ -448,22 +487,122 @@ def test_a_trial_of_a_dead_process_is_tried_again(
     assert retried.constraints["memory"] < 0, "constraints must not be carried over"
 
 
-def test_a_lost_trial_is_given_up_after_two_retries(
-    ledger: Ledger, build_worker: BuildWorker
-) -> None:
-    lose(ledger, build_worker(succeed).space, worker="", retries=2)
-    recover_lost(ledger)
-    assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL]
-
-
-def test_a_study_that_another_process_runs_is_left_alone(
+def test_a_lost_trial_is_given_up_after_so_many_retries(
     ledger: Ledger, build_worker: BuildWorker
 ) -> None:
     worker = build_worker(succeed)
-    lose(ledger, worker.space, worker="elsewhere:1:0.00")
-    with pytest.raises(UserError, match="is running it"):
-        worker.run(1)
-    assert frozen(ledger).state == TrialState.RUNNING
+    worker.max_retries = 1
+    worker.folder.mkdir()
+    for name in ("trial-0.pt", "trial-1.pt"):
+        (worker.folder / name).touch()
+    dead = f"{os.uname().nodename}:{2**22 + 1}:0.00"
+    lose(ledger, worker.space, worker=dead, retries=1)
+    lose(ledger, worker.space, worker=dead)
+    with ledger.claiming():
+        recover(ledger, read(ledger), worker._presence.is_lost, 1, worker.folder)
+    states = [trial.state for trial in ledger.study.trials]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
+    assert read(ledger).trials[2].retry_of == 1
+    assert [path.name for path in worker.folder.iterdir()] == ["trial-1.pt"]
+
+
+def test_who_dies_in_claiming_a_trial_leaves_none(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    ledger.study.ask()
+    build_worker(succeed).run(2)
+    assert [trial.outcome for trial in read(ledger).trials] == ["failed", "complete", "complete"]
+
+
+def test_who_dies_between_failing_a_trial_and_queueing_it_loses_nothing(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    worker = build_worker(succeed)
+    lost = lose(ledger, worker.space)
+    ledger.study.tell(lost, state=TrialState.FAIL)
+    worker.run(2)
+    assert [trial.retry_of for trial in read(ledger).trials] == [None, 0, None]
+    assert len(read(ledger).complete) == 2
+
+
+def test_a_worker_of_another_host_is_lost_once_it_is_silent_for_long(
+    ledger: Ledger, build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("study.workers.time.monotonic", lambda: now)
+    monkeypatch.setattr("study.workers.this_process", lambda: "elsewhere:1:0.00")
+    other = Presence(ledger, "cpu", lambda order: None)
+    monkeypatch.undo()
+    monkeypatch.setattr("study.workers.time.monotonic", lambda: now)
+    worker = build_worker(succeed)
+    mine = worker._presence
+    assert (other.ordinal, mine.ordinal) == (0, 1)
+    mine.beat()
+    for _ in range(2 * int(LOST_SECONDS)):
+        now += 5
+        other.beat()
+        mine.beat()
+        assert not mine.is_lost("elsewhere:1:0.00")
+    # The database was away for long: nobody could be seen.
+    now += 10 * LOST_SECONDS
+    mine.beat()
+    assert not mine.is_lost("elsewhere:1:0.00")
+    for _ in range(int(LOST_SECONDS / 5)):
+        now += 5
+        mine.beat()
+    assert mine.is_lost("elsewhere:1:0.00")
+    other.beat()
+    mine.beat()
+    assert not mine.is_lost("elsewhere:1:0.00"), "it was there all the time"
+    other.__exit__()
+    mine.beat()
+    assert mine.is_lost("elsewhere:1:0.00"), "it has ended"
+
+
+def test_what_another_worker_has_now_is_left_to_it(
+    ledger: Ledger, build_worker: BuildWorker
+) -> None:
+    calls = []
+
+    def paused(config: TrialConfig, context: TrialContext) -> TrialResult:
+        calls.append(config)
+        if len(calls) == 1:
+            # As others do, once they take this worker for lost.
+            with ledger.claiming():
+                recover(ledger, read(ledger), lambda worker: True, 2, Path("nowhere"))
+        return succeed(config, context)
+
+    build_worker(paused).run(1)
+    lost, retried = read(ledger).trials
+    assert (lost.outcome, lost.reason) == ("failed", "its worker was lost")
+    assert retried.outcome == "complete"
+    assert retried.retry_of == 0
+    assert [epoch.number for epoch in ledger.epochs()] == [1]
+
+
+def test_a_trial_that_others_run_counts_and_is_waited_for(
+    ledger: Ledger, build_worker: BuildWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = build_worker(succeed)
+    monkeypatch.setattr("study.worker._POLL_SECONDS", 0.0)
+    others = lose(ledger, worker.space, worker="elsewhere:1:0.00")
+    waits = iter([False, False, True])
+    monkeypatch.setattr(worker._presence, "is_lost", lambda name: next(waits))
+    worker.run(1)
+    assert [trial.state for trial in ledger.study.trials] == [
+        TrialState.FAIL,
+        TrialState.COMPLETE,
+    ]
+    assert ledger.study.trials[1].params == others.params
+
+
+def test_a_full_disk_ends_the_run_at_once(ledger: Ledger, build_worker: BuildWorker) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(MachineFailedError, match="No space left"):
+        build_worker(raising(full)).run(3)
+    assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
+    build_worker(succeed).run(1)
+    assert read(ledger).trials[1].retry_of == 0
 
 
 def test_the_sampler_steers_away_from_what_does_not_fit(

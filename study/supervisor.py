@@ -1,0 +1,290 @@
+"""One worker process for each GPU of this host, or several on its CPU, started and watched.
+
+The supervisor itself uses no GPU and imports no torch. A worker that dies is started again, and
+its trial goes on from its checkpoint; one that says that it cannot go on is not.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from objectives.errors import UserError
+from study import cli
+from study.spec import StudySpec
+from study.worker_process import ENDED, START_AGAIN
+
+_MAX_DEATHS_IN_A_ROW = 5
+"""A worker that died so often without a trial that ended in between is not started again."""
+
+_LONGEST_PAUSE = 30.0
+"""Seconds at most before a worker that keeps dying is started again."""
+
+
+@dataclass
+class Slot:
+    """A place for one worker.
+
+    Attributes:
+        name: For people.
+        environment: What its process has beyond this one's.
+        process: The one that runs.
+        deaths: How often it died since a trial ended.
+        starts_at: When it is to be started; None while it runs and once it has ended.
+        is_over: Whether it has ended and is not started again.
+    """
+
+    name: str
+    environment: Mapping[str, str]
+    process: subprocess.Popen[str] | None = None
+    deaths: int = 0
+    starts_at: float | None = None
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What the first worker says once it works on the study."""
+
+    study: str
+    total: int
+    notes: Sequence[str] = ()
+
+
+@dataclass
+class Supervisor:
+    """Workers of one study on this host.
+
+    Attributes:
+        slots: Their places.
+        flags: Of `study.run`, for the workers.
+        config: Its file.
+        timeout: Seconds after which no further trial is started.
+        code: 0, or the exit code of what stopped it.
+        failures: Workers that have ended by themselves before the study had its total.
+    """
+
+    slots: list[Slot]
+    flags: Mapping[str, Any]
+    config: str | None
+    timeout: float | None
+    code: int = 0
+    failures: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _is_open: bool = False
+    _news: "queue.SimpleQueue[tuple[Slot, str | None]]" = field(default_factory=queue.SimpleQueue)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Passes Ctrl-C and SIGTERM on to the workers within the block."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._pass_on) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            for slot in self.slots:
+                if slot.process is not None and slot.process.poll() is None:
+                    slot.process.kill()
+
+    def start(self) -> Joined | None:
+        """Starts the first worker, which opens the study; None if it could not: see `code`.
+
+        It says itself why.
+        """
+        first = self.slots[0]
+        self._start(first)
+        while True:
+            line = self._next_line(first)
+            if line is not None and line != ENDED:
+                self._is_open = True
+                return Joined(**json.loads(line))
+            if first.process is None or first.process.poll() is not None:
+                self.code = self.code or _exit_code(first)
+                return None
+
+    def watch(self, on_trial: Callable[[], None]) -> None:
+        """Starts the other workers, and returns when all have ended.
+
+        Args:
+            on_trial: Called whenever a trial has ended.
+        """
+        for slot in self.slots[1:]:
+            slot.starts_at = 0.0
+        while not all(slot.is_over for slot in self.slots):
+            for slot in self.slots:
+                if slot.starts_at is not None and self.code:
+                    slot.starts_at, slot.is_over = None, True
+                elif slot.starts_at is not None and time.monotonic() >= slot.starts_at:
+                    self._start(slot)
+            try:
+                slot, line = self._news.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if line is None:
+                self._ended(slot)
+            elif line == ENDED:
+                slot.deaths = 0
+                on_trial()
+
+    def _start(self, slot: Slot) -> None:
+        flags = {**self.flags, "gpus": None, "workers": None}
+        if self.timeout is not None:
+            left = self.timeout - (time.monotonic() - self._began)
+            flags["timeout"] = f"{max(left, 0.0):.3f}s"
+        slot.starts_at = None
+        slot.process = process = subprocess.Popen(
+            [sys.executable, "-m", "study.worker_process"],
+            env={**os.environ, **slot.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A terminal's signals are ours to pass on.
+            start_new_session=True,
+        )
+        asked = {
+            "flags": flags,
+            "config": self.config,
+            "name": slot.name,
+            "is_open": self._is_open,
+        }
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(asked, default=str) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has died already, which its output shows.
+        threading.Thread(target=self._listen, args=(slot, process), daemon=True).start()
+
+    def _listen(self, slot: Slot, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self._news.put((slot, line.rstrip("\n")))
+        process.wait()
+        self._news.put((slot, None))
+
+    def _next_line(self, slot: Slot) -> str | None:
+        while True:
+            try:
+                return self._news.get(timeout=0.2)[1]
+            except queue.Empty:
+                continue
+
+    def _ended(self, slot: Slot) -> None:
+        """Decides what becomes of a worker whose process has ended."""
+        code = _exit_code(slot)
+        if code == cli.OK or self.code:
+            slot.is_over = True
+        elif code in (cli.INTERRUPTED, cli.TERMINATED):
+            # Asked to by study.stop, or by a signal of its own.
+            slot.is_over = True
+            self.code = self.code or code
+        elif code in (cli.ERROR, cli.USAGE):
+            slot.is_over = True
+            self.failures += 1
+        else:
+            slot.deaths += 1
+            self._bury(slot, code)
+
+    def _bury(self, slot: Slot, code: int) -> None:
+        how = "cannot use its device any more" if code == START_AGAIN else f"died ({_cause(code)})"
+        if slot.deaths >= _MAX_DEATHS_IN_A_ROW:
+            cli.say(
+                f"{slot.name}: its process {how}, {slot.deaths} times without a trial that ended; "
+                "it is not started again"
+            )
+            slot.is_over = True
+            self.failures += 1
+            return
+        cli.say(f"{slot.name}: its process {how}; a new one goes on")
+        pause = 0.0 if slot.deaths <= 1 else min(2.0**slot.deaths, _LONGEST_PAUSE)
+        slot.starts_at = time.monotonic() + pause
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self.code = cli.INTERRUPTED if number == signal.SIGINT else cli.TERMINATED
+        for slot in self.slots:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.send_signal(number)
+
+
+def _exit_code(slot: Slot) -> int:
+    assert slot.process is not None
+    return slot.process.wait()
+
+
+def _cause(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"exit code {code}"
+
+
+def places(spec: StudySpec) -> list[Slot]:
+    """The places for workers that a study asks for on this host.
+
+    Raises:
+        UserError: There is no such GPU, or more than one way to say it.
+    """
+    if spec.gpus is None:
+        assert spec.workers is not None
+        count = spec.workers
+        return [
+            Slot(f"worker {number}", {"CUDA_VISIBLE_DEVICES": "", **_threads(count)})
+            for number in range(count)
+        ]
+    if spec.workers is not None:
+        raise UserError(
+            f"--workers {spec.workers}: --gpus {spec.gpus} has one each; leave one out"
+        )
+    if spec.device != "auto":
+        raise UserError(f"--device {spec.device}: --gpus {spec.gpus} says it; leave one out")
+    visible = _visible_gpus()
+    if spec.gpus == "all":
+        chosen = list(range(len(visible)))
+    else:
+        chosen = list(dict.fromkeys(map(int, spec.gpus.split(","))))
+    missing = [number for number in chosen if number >= len(visible)]
+    if missing or not chosen:
+        found = f"the driver shows {len(visible)} GPUs" if visible else "the driver shows no GPU"
+        raise UserError(
+            f"--gpus {spec.gpus}: {found} here; name others, or use --workers N for the CPU"
+        )
+    order = {} if "CUDA_DEVICE_ORDER" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return [
+        Slot(
+            f"gpu {number}",
+            {"CUDA_VISIBLE_DEVICES": visible[number], **order, **_threads(len(chosen))},
+        )
+        for number in chosen
+    ]
+
+
+def _threads(count: int) -> dict[str, str]:
+    """The cores are shared out, unless the user has done so."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that a process here may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name.strip() for name in listed.split(",") if name.strip()]
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return [str(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return []
