@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeGuard
 
 from study.best import as_toml
 from study.budget import format_bytes
+from study.credentials import hide_password
 from study.progress import short
 from study.records import StudyRecord, TrialRecord, spread_text
 from study.stopping import expected_gain, hypervolumes
-from study.tracking import hide_credentials
 
 Group = Literal[
     "front",
@@ -215,7 +215,7 @@ def build_view(record: StudyRecord, tracking_store: str) -> StudyView:
     """The view of a study whose runs are in an MLflow store of that URI."""
     sound = replace(record, trials=tuple(map(_with_sound_numbers, record.trials)))
     record = replace(sound, trials=tuple(sound.configurations))
-    store = hide_credentials(tracking_store)
+    store = hide_password(tracking_store)
     # Half-written trials have no seed yet.
     tomls = {
         trial.number: as_toml(record, trial) if "seed" in trial.tags else ""

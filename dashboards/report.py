@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from objectives.errors import UserError
 from study import cli
+from study.credentials import hide_password
 from study.spec import StudySpec
 
 if TYPE_CHECKING:
@@ -134,9 +136,9 @@ def describe_study(record: "StudyRecord", tracking_store: str, command: str) -> 
     """
     from dashboards.queries import build_view
     from dashboards.words import markdown
-    from study.tracking import hide_credentials
 
-    return markdown(build_view(record, tracking_store), hide_credentials(command))
+    shown = shlex.join(map(hide_password, shlex.split(command)))
+    return markdown(build_view(record, tracking_store), shown)
 
 
 def save_into_study(study: "optuna.Study", record: "StudyRecord", tracking_store: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from objectives.errors import UserError
+from study.credentials import hide_password
 
 OK, ERROR, USAGE, NOTHING_FEASIBLE = 0, 1, 2, 3
 INTERRUPTED, TERMINATED = 130, 143
@@ -18,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the sentence and exits with 2."""
-        self.exit(USAGE, f"{self.prog}: {message}; see --help\n")
+        self.exit(USAGE, f"{self.prog}: {hide_password(message)}; see --help\n")
 
 
 def build_parser(command: str, usage: str, description: str) -> Parser:
@@ -101,7 +102,7 @@ def sentence(error: Exception) -> str:
     """An error that is nobody's, in one line; of a database what it said itself."""
     cause = error.__cause__ if type(error).__name__ == "StorageInternalError" else None
     cause = getattr(cause, "orig", None) or cause or error
-    return f"{type(error).__name__}: {' '.join(str(cause).split())}"
+    return f"{type(error).__name__}: {hide_password(' '.join(str(cause).split()))}"
 
 
 def say(message: str) -> None:

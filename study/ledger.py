@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from objectives.errors import UserError
 from objectives.trial import QUALITY
 from study import tables
+from study.credentials import hide_password
 from study.front import OBJECTIVES, objectives_of
 from study.locks import locked
 from study.patience import PatientStorage, ridden_out, wait_when_away
@@ -73,18 +74,15 @@ def sqlite_file(url: str) -> Path | None:
     )
 
 
-def hide_password(url: str) -> str:
-    """The URL as it may be shown."""
-    return _parse(url).render_as_string(hide_password=True)
-
-
 def _parse(url: str) -> sa.URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+        if "@" in (parsed.host or ""):
+            raise ValueError
+    except (ArgumentError, ValueError):
         raise UserError(
             "--storage: not a database URL; write it like sqlite:///study.db or "
-            "postgresql+psycopg://user@host/name"
+            "postgresql+psycopg://user@host/name, and in a password %40 for @ and %3A for :"
         ) from None
     # The driver that is installed; SQLAlchemy would look for psycopg2.
     return (
@@ -165,7 +163,7 @@ def _read_only(url: sa.URL) -> tuple[sa.URL, dict[str, Any]]:
     if url.drivername.startswith("postgresql"):
         return url, {"options": "-c default_transaction_read_only=on", "connect_timeout": 5}
     raise UserError(
-        f"--storage {url.render_as_string()}: only SQLite and PostgreSQL can be read with "
+        f"--storage {hide_password(str(url))}: only SQLite and PostgreSQL can be read with "
         "nothing written; optuna.copy_study copies a study into one of these"
     )
 

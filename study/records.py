@@ -12,8 +12,9 @@ from typing import Any, Literal
 import optuna
 
 from objectives.errors import UserError
+from study.credentials import hide_password
 from study.front import Point, objectives_of, pareto_front, point_of
-from study.ledger import PARENT, Ledger, connect, default_storage, hide_password, sqlite_file
+from study.ledger import PARENT, Ledger, connect, default_storage, sqlite_file
 from study.patience import ridden_out
 from study.stored import StoredTrial, stored_trials
 
@@ -355,7 +356,7 @@ def study_names(storage: str | None, output_dir: Path) -> tuple[list[str], str]:
         return sorted(path.parent.name for path in output_dir.glob("*/study.db")), f"{output_dir}/"
     file = sqlite_file(storage)
     if file is not None and not file.is_file():
-        raise UserError(f"--storage {storage}: there is no such file")
+        raise UserError(f"--storage {hide_password(storage)}: there is no such file")
     return sorted(optuna.get_all_study_names(connect(storage))), hide_password(storage)
 
 

@@ -5,10 +5,10 @@ that is down costs a trial nothing, and what it missed is sent when it is back, 
 the next run of the command. Nothing is queued anywhere else.
 """
 
+import http.client
 import json
 import logging
 import os
-import re
 import threading
 import time
 import urllib.error
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from objectives.errors import UserError
+from study.credentials import hide_password
 from study.front import objectives_of
 from study.ledger import PARENT, Ledger, Run
 from study.locks import locked
@@ -47,19 +48,14 @@ def check_server(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+        with urllib.request.urlopen(f"{hide_password(uri).rstrip('/')}/health", timeout=5):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"--tracking-uri {hide_credentials(uri)}: the MLflow server does not answer "
+            f"--tracking-uri {hide_password(uri)}: the MLflow server does not answer "
             f"({reason}); start it, or leave the flag out to track into a local file"
         ) from None
-
-
-def hide_credentials(uri: str) -> str:
-    """The URI as it may be shown."""
-    return re.sub(r"(?<=://)[^/@]*@|(?<=[?&]password=)[^&\s']*", "", uri)
 
 
 @dataclass(frozen=True)
@@ -162,10 +158,11 @@ class Tracker:
                 # Whatever the client raises: tracking is a view and must never stop a study.
                 if not self.untold and not closing:
                     self._warn(
-                        f"MLflow at {hide_credentials(self.uri)} does not take values; trials go "
+                        f"MLflow at {hide_password(self.uri)} does not take values; trials go "
                         "on, and it is told when it answers again"
                     )
-                self.untold = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                reason = hide_password(" ".join(str(error).split()))
+                self.untold = f"{type(error).__name__}: {reason[:200]}"
                 next_try = time.monotonic() + _RETRY_SECONDS
             if draining:
                 self._draining.clear()

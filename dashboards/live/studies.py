@@ -16,7 +16,8 @@ from dashboards.live.choice import Choice
 from dashboards.queries import StudyView, build_view
 from objectives.errors import UserError
 from study.budget import format_bytes
-from study.ledger import Ledger, connect, default_storage, explained, hide_password
+from study.credentials import hide_password
+from study.ledger import Ledger, connect, default_storage, explained
 from study.records import StudyRecord, read
 from study.stored import fingerprint
 from study.tracking import check_server

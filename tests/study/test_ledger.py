@@ -15,7 +15,6 @@ from study.ledger import (
     Run,
     connect,
     default_storage,
-    hide_password,
     sqlite_file,
 )
 from study.records import find, read
@@ -72,7 +71,7 @@ def test_the_tables_stand_beside_optunas(tmp_path: Path) -> None:
     [
         ("nonsense", ("not a database URL",)),
         ("sqlite:////proc/nowhere/study.db", ("/proc/nowhere", "unable to open")),
-        ("postgresql://me:secret@127.0.0.1:1/x", ("postgresql+psycopg://me:***@", "refused")),
+        ("postgresql://me:secret@127.0.0.1:1/x", ("postgresql://127.0.0.1:1/x", "refused")),
         ("oracle://x", ("oracle://x",)),
     ],
 )
@@ -95,7 +94,6 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_urls() -> None:
     assert sqlite_file("sqlite:////a/b.db") == Path("/a/b.db")
     assert sqlite_file("postgresql://h/d") is None
-    assert hide_password("postgresql://u:p@h/d") == "postgresql+psycopg://u:***@h/d"
 
 
 def test_a_study_of_somebody_else_is_refused(tmp_path: Path) -> None:
@@ -157,9 +155,7 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     refused(f"sqlite:///{tmp_path / 'none.db'}", "unable to open database file")
     (tmp_path / "empty.db").touch()
     refused(f"sqlite:///{tmp_path / 'empty.db'}", "there is no study in it yet")
-    refused(
-        "mysql+pymysql://u:secret@host/n", r"mysql\+pymysql://u:\*\*\*@host/n: only SQLite and"
-    )
+    refused("mysql+pymysql://u:secret@host/n", r"mysql\+pymysql://host/n: only SQLite and")
     assert not (tmp_path / "none.db").exists()
     assert (tmp_path / "empty.db").read_bytes() == b""
     url = f"sqlite:///{tmp_path / 'newer.db'}"
