@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="ADDRESS",
         default="127.0.0.1",
         help="where to listen (default: 127.0.0.1); beyond this machine a token is demanded, "
-        "PARETOCUT_TOKEN or a new one, which is printed",
+        "that of PARETOCUT_TOKEN, or a new one, which is printed",
     )
     return cli.main(parser, _serve, argv)
 
@@ -40,14 +40,19 @@ def _serve(arguments: argparse.Namespace) -> int:
     from dashboards.live.server import build_app
     from dashboards.live.studies import Studies
 
+    token, query = None, ""
+    if arguments.host not in _LOOPBACK:
+        given = os.environ.get("PARETOCUT_TOKEN")
+        token = given or secrets.token_urlsafe(24)
+        # Who gave it knows it; logs need not.
+        query = "?token=$PARETOCUT_TOKEN" if given else f"?token={token}"
     tracking_store = StudySpec(
         output_dir=arguments.output_dir,
         tracking_uri=arguments.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
     ).tracking_store
-    studies = Studies(arguments.storage, arguments.output_dir, tracking_store)
-    token = None
-    if arguments.host not in _LOOPBACK:
-        token = os.environ.get("PARETOCUT_TOKEN") or secrets.token_urlsafe(24)
+    studies = Studies(
+        arguments.storage, arguments.output_dir, tracking_store, is_public=token is not None
+    )
     app = build_app(studies, token)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     try:
@@ -60,8 +65,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         ) from None
     threading.Thread(target=studies.read_ahead, daemon=True).start()
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    secret = f"?token={token}" if token else ""
-    print(f"http://{host}:{server.server_port}/{secret}", flush=True)
+    print(f"http://{host}:{server.server_port}/{query}", flush=True)
     server.serve_forever()
     return cli.OK
 

@@ -5,6 +5,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dashboards.live.choice import Choice
 from dashboards.queries import StudyView, build_view
 from objectives.errors import UserError
 from study.budget import format_bytes
+from study.cli import say
 from study.credentials import hide_password
 from study.ledger import Ledger, connect, default_storage, explained
 from study.records import StudyRecord, read
@@ -50,12 +52,22 @@ class Studies:
         storage: URL of the database; None for the folder.
         output_dir: The folder, with a database for each study.
         tracking_store: URI of the MLflow store that the runs are in.
+        is_public: Others than who started the app see it: they are not told where anything is.
     """
 
-    def __init__(self, storage: str | None, output_dir: Path, tracking_store: str) -> None:
+    def __init__(
+        self,
+        storage: str | None,
+        output_dir: Path,
+        tracking_store: str,
+        *,
+        is_public: bool = False,
+    ) -> None:
         self.storage = storage
         self.output_dir = output_dir
         self._tracking_store = tracking_store
+        self._is_public = is_public
+        self._said = ""
         self._ledgers: dict[str, Ledger] = {}
         self._snapshots = Shelf(_KEPT)
         self._views = Shelf(_KEPT)
@@ -67,7 +79,18 @@ class Studies:
     @property
     def where(self) -> str:
         """The storage or the folder, for people."""
+        if self._is_public:
+            return "this storage"
         return f"{self.output_dir}/" if self.storage is None else hide_password(self.storage)
+
+    @property
+    def flags(self) -> list[str]:
+        """By which a command finds the studies."""
+        if self._is_public:
+            return []
+        if self.storage is None:
+            return ["--output-dir", str(self.output_dir)]
+        return ["--storage", self.where]
 
     def names(self) -> list[str]:
         """The studies that there are.
@@ -77,7 +100,7 @@ class Studies:
         """
         if self.storage is None:
             return sorted(path.parent.name for path in self.output_dir.glob("*/study.db"))
-        with explained(self.storage):
+        with self._explained(self.storage):
             database = connect(self.storage, read_only=True)
             return sorted(
                 study.study_name
@@ -103,7 +126,7 @@ class Studies:
             UserError: There is no such study, or it cannot be read.
         """
         ledger = self._ledger(name)
-        with explained(self._url(name)), ledger.engine.connect() as connection:
+        with self._explained(self._url(name)), ledger.engine.connect() as connection:
             state = fingerprint(connection, name)
         return hashlib.sha256(repr((ledger.study_id, state)).encode()).hexdigest()[:12]
 
@@ -117,9 +140,9 @@ class Studies:
             version = self.version(name)
             before: Snapshot | None = self._snapshots.get(name)
             if before is None or before.version != version:
-                with explained(self._url(name)):
-                    known = before.record if before else None
-                    before = Snapshot(version, read(self._ledger(name), known=known))
+                known, ledger = before.record if before else None, self._ledger(name)
+                with self._explained(self._url(name)):
+                    before = Snapshot(version, read(ledger, known=known))
             self._snapshots.keep(name, before)
             return before
 
@@ -172,13 +195,15 @@ class Studies:
 
     def curve(self, name: str, number: int) -> list[dict[str, float]]:
         """The metrics of a trial after each of its epochs, as far as it is."""
-        with explained(self._url(name)):
-            return [epoch.metrics for epoch in self._ledger(name).epochs(number)]
+        ledger = self._ledger(name)
+        with self._explained(self._url(name)):
+            return [epoch.metrics for epoch in ledger.epochs(number)]
 
     def with_curves(self, name: str, view: StudyView) -> StudyView:
         """The view with the curves of as many trials as are drawn."""
-        with explained(self._url(name)):
-            curves = self._ledger(name).curves([trial.number for trial in with_lines(view)])
+        ledger = self._ledger(name)
+        with self._explained(self._url(name)):
+            curves = ledger.curves([trial.number for trial in with_lines(view)])
         trials = tuple(
             replace(trial, curve=curves[trial.number]) if trial.number in curves else trial
             for trial in view.trials
@@ -188,6 +213,22 @@ class Studies:
     def _reading(self, name: str) -> threading.RLock:
         """Held while a study is read: nobody reads it twice, and others are read meanwhile."""
         return self._locks.setdefault(name, threading.RLock())
+
+    @contextlib.contextmanager
+    def _explained(self, url: str) -> Iterator[None]:
+        """Makes what a database refuses a UserError, whose details others find in no page."""
+        try:
+            with explained(url):
+                yield
+        except UserError as error:
+            if not self._is_public:
+                raise
+            if str(error) != self._said:
+                self._said = str(error)
+                say(self._said)
+            raise UserError(
+                f"{self.where} cannot be read, or holds no study yet; the app's log says more"
+            ) from None
 
     def _url(self, name: str) -> str:
         return self.storage or default_storage(self.output_dir, name)
@@ -199,7 +240,7 @@ class Studies:
                 if name not in names:
                     there = f"which has: {', '.join(names)}" if names else "where there is none"
                     raise UserError(f"--study {name}: not in {self.where}, {there}")
-                with explained(self._url(name)):
+                with self._explained(self._url(name)):
                     ledger = Ledger.open(connect(self._url(name), read_only=True), name)
                 if ledger is None:
                     raise UserError(f"--study {name}: {self.where} holds a study of another name")

@@ -85,12 +85,7 @@ def _recommended(name: str, studies: Studies, at: StudyView) -> list[Component]:
     if best is None:
         return [html.P(f"No complete trial fits {limit}.", className="none")]
     settings = ", ".join(f"{key} {short(value)}" for key, value in best.params.items())
-    command = ["python", "-m", "study.best", "--study", name]
-    command += (
-        ["--output-dir", str(studies.output_dir)]
-        if studies.storage is None
-        else ["--storage", studies.where]
-    )
+    command = ["python", "-m", "study.best", "--study", name, *studies.flags]
     command += ["--budget", f"{at.budget // MIB}MiB", "--toml", "best.toml"]
     return [
         html.P(

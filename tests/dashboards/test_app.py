@@ -392,7 +392,8 @@ def status(url: str, **headers: str) -> int:
 def test_beyond_this_machine_a_token_is_demanded(folder: Path, browser: Browser) -> None:
     arguments = ("--host", "0.0.0.0", "--output-dir", str(folder))
     with served(*arguments, PARETOCUT_TOKEN="s3cret") as address:
-        assert address.endswith("/?token=s3cret")
+        assert address.endswith("/?token=$PARETOCUT_TOKEN"), "a log may be read by others"
+        address = address.replace("$PARETOCUT_TOKEN", "s3cret")
         bare, _, _ = address.partition("?")
         for path in ("", "study/mixed", "csv/mixed", "_dash-layout", "assets/live.css"):
             assert status(f"{bare}{path}") == 403
