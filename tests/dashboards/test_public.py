@@ -54,7 +54,7 @@ QUESTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 def client(studies: Studies, token: str | None = "token") -> FlaskClient:
-    made = build_app(studies, "token").server.test_client()
+    made: FlaskClient = build_app(studies, "token").server.test_client()
     if token is not None:
         made.set_cookie("paretocut-token", token)
     return made
