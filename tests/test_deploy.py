@@ -132,9 +132,7 @@ def test_a_service_has_no_more_rights_than_it_needs(name: str) -> None:
     assert ports == {"app": ["127.0.0.1:8050:8050"], "mlflow": ["127.0.0.1:5000:5000"]}.get(
         name, []
     )
-    # What reads but studies is not given the password of more, nor anybody a token too many.
-    has_token = "PARETOCUT_TOKEN" in service["environment"]
-    assert has_token == (name == "app")
+    assert ("PARETOCUT_TOKEN" in service["environment"]) == (name == "app")
 
 
 def test_the_image() -> None:
@@ -305,7 +303,7 @@ class Host:
             assert not self.is_healthy(service), "not before it serves"
             while not self.is_healthy(service):
                 assert process.poll() is None, self.log(service)
-                time.sleep(1)
+                time.sleep(2)
             of_it = [psutil.Process(process.pid)]
             of_it += of_it[0].children(recursive=True)
             listed = " ".join(word for each in of_it for word in each.cmdline())
