@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from objectives.errors import UserError
 from study.credentials import hide_password
 from study.ledger import Ledger, connect
-from study.tracking import Tracker, check_server
+from study.tracking import check_server
 from tests.postgres import Postgres
 from tests.study.conftest import Command
+from tests.study.test_tracking import track
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--space.width=8", "--space.max_length=10", "--space.max_epochs=1"]
@@ -66,9 +67,7 @@ def test_an_mlflow_that_does_not_answer_is_said_without_its_password(
     uri = f"http://me:{password}@127.0.0.1:1"
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:1: .*refused") as caught:
         check_server(uri)
-    said: list[str] = []
-    with Tracker(ledger, uri, tmp_path, {}, said.append) as tracker:
-        tracker.drain()
+    tracker, said = track(ledger, uri, tmp_path, lambda tracker: tracker.drain())
     assert "127.0.0.1" in tracker.untold
     assert "MLflow at http://127.0.0.1:1 does" in said[0]
     assert "hunter2" not in " ".join((str(caught.value), tracker.untold, *said))
