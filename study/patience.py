@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import DBAPIError
 
 from study import cli
+from study.credentials import hide_password
 
 OUTAGE_SECONDS = 660.0
 """So long a database may be away: ten minutes, and what it takes to notice."""
@@ -99,8 +100,9 @@ def wait_when_away(engine: sa.Engine) -> None:
                     raise
                 if not said.is_set():
                     said.set()
+                    reason = " ".join(str(error).split())
                     cli.say(
-                        f"the database does not answer ({' '.join(str(error).split())[:200]}); "
+                        f"the database does not answer ({hide_password(reason)[:200]}); "
                         f"waiting for it, {OUTAGE_SECONDS / 60:.0f} minutes at most"
                     )
                 time.sleep(_TRY_AGAIN_SECONDS)

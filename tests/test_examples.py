@@ -31,20 +31,7 @@ def commands() -> list[str]:
     return [shlex.join(shlex.split(line, comments=True)) for line in found]
 
 
-# What issue 9's workers bring.
-_YET_TO_COME = re.compile("--gpus|--workers|study.stop|study.retry")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(
-            command,
-            marks=[pytest.mark.xfail(strict=True)] if _YET_TO_COME.search(command) else [],
-        )
-        for command in commands()
-    ],
-)
+@pytest.mark.parametrize("command", commands())
 def test_a_command_has_the_flags_that_it_is_given(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,16 +50,6 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A server that nobody stops."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = Postgres(Path(folder))
-        server.start()
-        yield server
-        server.stop()
-
-
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
     """A server that a test may stop and kill."""

@@ -16,7 +16,7 @@ import pytest
 from objectives.errors import UserError
 from study import cli
 from study.ledger import Ledger
-from study.records import StudyRecord, find, read
+from study.records import find, read
 from study.spec import StudySpec
 from study.supervisor import places
 from study.workers import live_workers
@@ -52,20 +52,18 @@ def start(tmp_path: Path, empty_store: Path) -> Iterator[Callable[..., subproces
         process.communicate()
 
 
-def opened(
-    url: str, process: subprocess.Popen[str], after: Callable[[StudyRecord], bool]
-) -> Ledger:
-    """The study, once something holds of it."""
+def opened(url: str, process: subprocess.Popen[str]) -> Ledger:
+    """The study, once both workers have ended a trial."""
+    ledger: Ledger | None = None
     for _ in range(1200):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
         try:
-            ledger = find("s", url, Path("unused"))
+            ledger = ledger or find("s", url, Path("unused"))
         except UserError:
             continue
-        if after(read(ledger)):
+        if len({trial.worker for trial in read(ledger).finished}) == 2:
             return ledger
-        ledger.engine.dispose()
     raise AssertionError("nothing happened")
 
 
@@ -82,7 +80,7 @@ def test_workers_that_die_are_replaced_and_the_study_is_stopped_and_goes_on(
     url = postgres.url("supervised")
     run = ["--storage", url, "--output-dir", str(tmp_path / "runs"), "--n-trials", "1000"]
     process = start(*run, "--workers", "2")
-    ledger = opened(url, process, lambda record: len(record.finished) >= 4)
+    ledger = opened(url, process)
     maps = Path(f"/proc/{process.pid}/maps").read_text()
     assert "libtorch" not in maps, "the supervisor is light"
     for line in psutil.Process(process.pid).children():
@@ -118,7 +116,7 @@ def test_workers_end_with_their_supervisor(
 ) -> None:
     url = postgres.url("orphans")
     process = start("--storage", url, "--workers", "2", "--n-trials", "1000")
-    ledger = opened(url, process, lambda record: len(record.finished) >= 2)
+    ledger = opened(url, process)
     workers = [process_of(row.worker) for row in live_workers(ledger)]
     process.kill()
     psutil.wait_procs(workers, timeout=60)
@@ -134,7 +132,7 @@ def test_sigterm_hands_all_trials_back(
     """On SQLite, which several workers of one host may share."""
     url = f"sqlite:///{tmp_path / 'runs' / 's' / 'study.db'}"
     process = start("--workers", "2", "--n-trials", "1000")
-    ledger = opened(url, process, lambda record: len(record.finished) >= 2)
+    ledger = opened(url, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == cli.TERMINATED, errors
