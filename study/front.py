@@ -31,7 +31,8 @@ def point_of(objectives: Sequence[str], quality: float, memory: float, seconds: 
 
 def pareto_front(points: Sequence[Point]) -> list[int]:
     """Indices of the points that no other beats, by rising costs; the first of equal ones."""
-    order = sorted(range(len(points)), key=lambda i: (points[i][1:], -points[i][0]))
+    keys = [(*point[1:], -point[0]) for point in points]
+    order = sorted(range(len(points)), key=keys.__getitem__)
     front: list[int] = []
     for index in order:
         if len(points[index]) > 2:

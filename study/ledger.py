@@ -6,6 +6,7 @@ by an identifier of its own, since Optuna reuses the numbers of deleted studies.
 """
 
 import contextlib
+import json
 import math
 import time
 import urllib.parse
@@ -289,9 +290,20 @@ class Ledger:
 
     def curves(self, number: Collection[int] | None = None) -> dict[int, tuple[float, ...]]:
         """The quality after each epoch of some trials, or of all that have any, by number."""
+        query = (
+            sa.select(_epochs.c.number, sa.cast(_epochs.c.metrics, sa.Text).label("metrics"))
+            .where(_epochs.c.study == self.study_id)
+            .order_by(_epochs.c.number, _epochs.c.epoch)
+        )
+        if number is not None:
+            query = query.where(_epochs.c.number.in_(number))
         curves: dict[int, list[float]] = {}
-        for epoch in self.epochs(number):
-            curves.setdefault(epoch.number, []).append(epoch.metrics.get(QUALITY, math.nan))
+        with self.engine.connect() as connection:
+            for part in connection.execute(query).partitions(1000):
+                # In one piece: a third of the time.
+                metrics = json.loads(f"[{','.join(row.metrics for row in part)}]")
+                for row, reached in zip(part, metrics, strict=True):
+                    curves.setdefault(row.number, []).append(reached.get(QUALITY, math.nan))
         return {number: tuple(curve) for number, curve in curves.items()}
 
     @ridden_out

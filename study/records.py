@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +187,7 @@ class StudyRecord:
         """Configurations that trained to their end within the budget, every time."""
         return [trial for trial in self.configurations if trial.outcome == "complete"]
 
-    @property
+    @cached_property
     def objectives(self) -> list[str]:
         """What it searches for; see `study.front`."""
         return objectives_of(self.identity)

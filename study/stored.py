@@ -85,12 +85,13 @@ def stored_trials(
     # Of all objectives the quality is the first; the others are in the result, too.
     values = of_trials(_values, "value", "value_type").where(_values.c.objective == 0)
     qualities = {
-        trial: _INFINITE.get(kind, value) for trial, value, kind in connection.execute(values)
+        trial: _INFINITE.get(kind, value)
+        for trial, value, kind in connection.execute(values).all()
     }
     params: dict[int, dict[str, Any]] = {}
     for trial, name, value, distribution in connection.execute(
         of_trials(_params, "param_name", "param_value", "distribution_json")
-    ):
+    ).all():
         chosen = _distribution(distribution).to_external_repr(value)
         params.setdefault(trial, {})[name] = chosen
     attributes: dict[int, dict[str, Any]] = {}
