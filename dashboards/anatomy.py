@@ -42,8 +42,8 @@ def anatomy_figure(view: StudyView) -> go.Figure:
     axis = linear_memory_axis(max(predicted + measured), view.budget)
     names = [f"trial {trial.number}" for trial in trials]
     plot = _ROW * len(trials)
-    figure = theme.figure(_TOP + plot + _BOTTOM)
-    figure.update_layout(
+    figure = theme.figure(
+        _TOP + plot + _BOTTOM,
         barmode="stack",
         bargap=0.35,
         margin={"t": _TOP, "r": 60, "b": _BOTTOM},

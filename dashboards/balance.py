@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from dashboards import theme
 from dashboards.axes import powers_of_two
@@ -71,8 +73,6 @@ def memory_fit(part: Slice) -> tuple[float, ...] | None:
     By least squares of the relative error, none below zero. None where there are too few trials
     or the fit is off by too much, as where another setting decides.
     """
-    from scipy.optimize import nnls
-
     trials = [trial for trial in part.trials if not trial.at_least]
     if len(trials) < _LEAST_TRIALS:
         return None
@@ -83,12 +83,28 @@ def memory_fit(part: Slice) -> tuple[float, ...] | None:
     memory = np.array([trial.memory or 1 for trial in trials], dtype=float)
     terms = np.stack([np.ones_like(batch), batch, negatives, batch * negatives], axis=1)
     scale = terms.max(axis=0)
-    solved, _ = nnls(terms / scale / memory[:, None], np.ones_like(memory))
-    coefficients = solved / scale
+    coefficients = _positive_fit(terms / scale / memory[:, None]) / scale
     errors = np.abs(terms @ coefficients / memory - 1)
     if np.quantile(errors, 0.9) > _MOST_ERROR or not coefficients[1:].any():
         return None
     return tuple(map(float, coefficients))
+
+
+def _positive_fit(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients of which none is below zero, with which the terms come closest to one.
+
+    Those that are not zero are a fit of their terms alone: the best of all such fits. For four
+    terms these are 15; `scipy.optimize`, which has a better way, takes a second to load.
+    """
+    ones = np.ones(len(terms))
+    best, least = np.zeros(terms.shape[1]), float(len(terms))
+    for chosen in product([False, True], repeat=terms.shape[1]):
+        solved = np.zeros(terms.shape[1])
+        solved[list(chosen)] = np.linalg.lstsq(terms[:, chosen], ones)[0]
+        error = float(((terms @ solved - 1) ** 2).sum())
+        if (solved >= 0).all() and error < least:
+            best, least = solved, error
+    return best
 
 
 def levels(view: StudyView) -> list[int]:
@@ -119,12 +135,12 @@ def balance_figure(view: StudyView, part: Slice) -> go.Figure:
     has_full = any(each.full for each in everything)
     # Beyond the most negatives, as far as they are apart.
     right = max(negatives) * 4
-    figure = theme.figure(400)
     x_axis = _axis(negatives, right if has_full else max(negatives))
     if has_full:
         x_axis["tickvals"].append(right)
         x_axis["ticktext"].append("all")
-    figure.update_layout(
+    figure = theme.figure(
+        400,
         margin={"t": 76, "l": 58, "r": 12},
         xaxis=theme.axis(title={"text": "Negatives"}, **x_axis),
         yaxis=theme.axis(title={"text": "Batch size"}, **_axis(batches, max(batches))),
@@ -205,14 +221,16 @@ def _draw_trials(
     # A quarter of the trials may be so bad that the others would all look the same.
     low, high = float(np.quantile(qualities, 0.25)), max(qualities)
     rest = [trial for trial in trials if trial.quality is None]
-    figure.add_scatter(
-        x=[_value(trial, "negatives") or right for trial in rest],
-        y=[_value(trial, "batch_size") for trial in rest],
-        mode="markers",
-        customdata=[trial.number for trial in rest],
-        marker={"size": 6, "symbol": "circle-open", "color": theme.NEUTRAL},
-        showlegend=False,
-        **_hovers(rest),
+    figure.add_trace(
+        theme.scatter(
+            x=[_value(trial, "negatives") or right for trial in rest],
+            y=[_value(trial, "batch_size") for trial in rest],
+            mode="markers",
+            customdata=[trial.number for trial in rest],
+            marker={"size": 6, "symbol": "circle-open", "color": theme.NEUTRAL},
+            showlegend=False,
+            **_hovers(rest),
+        )
     )
     # The best on top.
     shown = sorted(
@@ -220,32 +238,34 @@ def _draw_trials(
         key=lambda trial: trial.quality or 0.0,
     )
     best = {trial.number for trial in winners}
-    figure.add_scatter(
-        x=[_value(trial, "negatives") or right for trial in shown],
-        y=[_value(trial, "batch_size") for trial in shown],
-        mode="markers+text",
-        customdata=[trial.number for trial in shown],
-        text=[str(trial.number) if trial.number in best else "" for trial in shown],
-        textposition="top center",
-        textfont={"size": 11},
-        cliponaxis=False,
-        showlegend=False,
-        marker={
-            "size": [15 if trial.number in best else 10 for trial in shown],
-            "color": [trial.quality for trial in shown],
-            "cmin": low,
-            "cmax": high,
-            "opacity": 1,
-            "colorscale": theme.SHADES,
-            "line": {
-                "width": [3 if t.number in best else 1 for t in shown],
-                "color": theme.MARKS["front"].color,
+    figure.add_trace(
+        theme.scatter(
+            x=[_value(trial, "negatives") or right for trial in shown],
+            y=[_value(trial, "batch_size") for trial in shown],
+            mode="markers+text",
+            customdata=[trial.number for trial in shown],
+            text=[str(trial.number) if trial.number in best else "" for trial in shown],
+            textposition="top center",
+            textfont={"size": 11},
+            cliponaxis=False,
+            showlegend=False,
+            marker={
+                "size": [15 if trial.number in best else 10 for trial in shown],
+                "color": [trial.quality for trial in shown],
+                "cmin": low,
+                "cmax": high,
+                "opacity": 1,
+                "colorscale": theme.SHADES,
+                "line": {
+                    "width": [3 if t.number in best else 1 for t in shown],
+                    "color": theme.MARKS["front"].color,
+                },
+                "colorbar": theme.color_scale(
+                    [f"{low:.4f} or less", f"{high:.4f}"], (low, high), 1.02
+                ),
             },
-            "colorbar": theme.color_scale(
-                [f"{low:.4f} or less", f"{high:.4f}"], (low, high), 1.02
-            ),
-        },
-        **_hovers(shown),
+            **_hovers(shown),
+        )
     )
 
 

@@ -36,8 +36,8 @@ def compare_figure(views: Sequence[StudyView]) -> go.Figure:
     trials = [trial for front in fronts for trial in front]
     budget = max(view.budget for view in views)
     axis = memory_axis(trials, budget)
-    figure = theme.figure(440)
-    figure.update_layout(
+    figure = theme.figure(
+        440,
         margin={"t": 56},
         showlegend=True,
         legend={"y": 1.02},

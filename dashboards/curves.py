@@ -29,8 +29,8 @@ def curves_figure(view: StudyView, chosen: Collection[int] | None = None) -> go.
     ends = value_range(
         [value for trial in others + picked for value in trial.curve if math.isfinite(value)]
     )
-    figure = theme.figure(_HEIGHT)
-    figure.update_layout(
+    figure = theme.figure(
+        _HEIGHT,
         margin={"t": _TOP, "b": _BOTTOM, "r": 24},
         showlegend=True,
         legend={"y": 1},

@@ -14,8 +14,8 @@ from study.front import pareto_front
 def duration_figure(view: StudyView) -> go.Figure:
     """Complete trials by what they took; the line is the best quality within a time limit."""
     seconds = [trial.seconds for trial in view.timed if trial.seconds is not None]
-    figure = theme.figure(320)
-    figure.update_layout(
+    figure = theme.figure(
+        320,
         xaxis=theme.axis(**time_axis(seconds)),
         yaxis=theme.axis(
             title={"text": "Validation NDCG@10"}, range=value_range(view.qualities), nticks=6

@@ -28,9 +28,9 @@ def history_figure(view: StudyView) -> go.Figure:
     domains = [
         [1 - end / plot, 1 - (end - pane) / plot] for end, pane in zip(ends, panes, strict=True)
     ]
-    figure = theme.figure(plot + _MARGINS)
     last = view.trials[-1].number + 1 if view.trials else 0
-    figure.update_layout(
+    figure = theme.figure(
+        plot + _MARGINS,
         xaxis=theme.axis(
             title={"text": "Trial"},
             anchor="y3" if counted else "y" if alone else "y2",

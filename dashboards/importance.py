@@ -102,8 +102,8 @@ def importance_figure(view: StudyView) -> go.Figure:
     """A pair of bars for each open setting: its share for quality and for peak memory."""
     quality, memory = importances(view, "quality"), importances(view, "memory")
     names = list(quality or memory)
-    figure = theme.figure(56 + 44 * len(names))
-    figure.update_layout(
+    figure = theme.figure(
+        56 + 44 * len(names),
         margin={"t": 40, "b": 16, "r": 48},
         bargap=0.3,
         showlegend=True,

@@ -77,16 +77,18 @@ def _draw(
                 texts.append("")
                 numbers += [trial.number] * (len(x) - len(numbers))
         if x:
-            figure.add_scatter(
-                x=x,
-                y=y,
-                text=texts if any(texts) else None,
-                customdata=numbers,
-                mode="lines",
-                line={"width": width, "color": color},
-                opacity=opacity,
-                showlegend=False,
-                hovertemplate=theme.template(group, hover),
+            figure.add_trace(
+                theme.scatter(
+                    x=x,
+                    y=y,
+                    text=texts if any(texts) else None,
+                    customdata=numbers,
+                    mode="lines",
+                    line={"width": width, "color": color},
+                    opacity=opacity,
+                    showlegend=False,
+                    hovertemplate=theme.template(group, hover),
+                )
             )
 
 

@@ -32,8 +32,8 @@ def losses_figure(view: StudyView) -> go.Figure:
     shown = [trial for front in fronts.values() for trial in front]
     axis = memory_axis(shown, view.budget)
     ends = value_range([trial.quality for trial in shown if trial.quality is not None])
-    figure = theme.figure(_HEIGHT)
-    figure.update_layout(
+    figure = theme.figure(
+        _HEIGHT,
         margin={"t": _TOP, "b": _BOTTOM, "r": 48},
         showlegend=True,
         legend={"y": 1, "traceorder": "normal"},

@@ -48,10 +48,10 @@ def parallel_figure(view: StudyView) -> go.Figure:
     axes.append(_numbers("peak memory", trials, lambda trial: trial.memory, format_bytes))
     axes.append(_numbers("NDCG@10", trials, lambda trial: trial.quality, "{:.4f}".format))
     top = _TOP if len({trial.loss for trial in front}) > 1 else _BOTTOM
-    figure = theme.figure(_ROW * len(axes) + top + _BOTTOM)
     ticks = [(place, row, text) for row, axis in enumerate(axes) for place, text in axis.ticks]
     left = min(place for place, _, _ in ticks)
-    figure.update_layout(
+    figure = theme.figure(
+        _ROW * len(axes) + top + _BOTTOM,
         margin={"t": top, "b": _BOTTOM, "r": 8},
         showlegend=True,
         legend={"y": 1},

@@ -18,8 +18,8 @@ def parameter_figure(view: StudyView, name: str) -> go.Figure:
     values = [trial.params[name] for trial in trials]
     numeric = all(isinstance(value, int | float) for value in values)
     complete = any(trial.quality is not None for trial in trials)
-    figure = theme.figure(460 if complete else 280)
-    figure.update_layout(
+    figure = theme.figure(
+        460 if complete else 280,
         margin={"l": 58, "r": 8},
         xaxis=theme.axis(
             title={"text": html.escape(name)},

@@ -51,8 +51,8 @@ def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
     top = _TOP + (_SCALE if timed else 0)
     losses = [] if timed else drawn_losses(view)
     bottom = _BOTTOM + (_LOSS_ROW * -(-len(losses) // 3) + 8 if losses else 0)
-    figure = theme.figure(plot + top + bottom)
-    figure.update_layout(
+    figure = theme.figure(
+        plot + top + bottom,
         margin={"t": top, "b": bottom},
         xaxis=theme.axis(**axis.layout(), anchor="y2" if rows else "y"),
         yaxis=theme.axis(
@@ -88,15 +88,13 @@ def pareto_figure(view: StudyView, log: bool | None = None) -> go.Figure:
             )
         )
     if rows:
-        figure.update_layout(
-            yaxis2=theme.axis(
-                domain=[0, _ROW * len(rows) / plot],
-                range=[len(rows) - 0.5, -0.5],
-                tickvals=list(range(len(rows))),
-                ticktext=[WORDS[group] for group in rows],
-                showgrid=False,
-                fixedrange=True,
-            )
+        figure.layout.yaxis2 = theme.axis(
+            domain=[0, _ROW * len(rows) / plot],
+            range=[len(rows) - 0.5, -0.5],
+            tickvals=list(range(len(rows))),
+            ticktext=[WORDS[group] for group in rows],
+            showgrid=False,
+            fixedrange=True,
         )
     return figure
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from dashboards.queries import WORDS, Group, TrialView
@@ -52,22 +53,28 @@ MANY = 2_000
 """Points of a trace above which they are drawn and described in a shorter way."""
 
 
-def figure(height: int) -> go.Figure:
-    """An empty figure in the style of the page, which sets text and grid colours itself."""
-    made = go.Figure()
-    made.update_layout(
-        template="none",
-        height=height,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "size": 13},
-        margin={"l": 64, "r": 16, "t": 16, "b": 52},
-        showlegend=False,
-        hovermode="closest",
-        hoverlabel={"align": "left", "font": {"family": FONT, "size": 13}},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "bottom"},
-    )
-    return made
+def figure(height: int, **layout: Any) -> go.Figure:
+    """An empty figure in the style of the page, which sets text and grid colours itself.
+
+    Args:
+        height: Pixels.
+        layout: What else it has.
+    """
+    style: dict[str, Any] = {
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 13},
+        "margin": {"l": 64, "r": 16, "t": 16, "b": 52},
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverlabel": {"align": "left", "font": {"family": FONT, "size": 13}},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "yanchor": "bottom"},
+    }
+    for part in ("margin", "legend"):
+        style[part] |= layout.pop(part, {})
+    # At once: each update of a layout takes Plotly ten times as long.
+    return go.Figure(layout={"height": height, **style, **layout})
 
 
 def on_white(figure: go.Figure) -> go.Figure:
@@ -89,6 +96,11 @@ def axis(**properties: Any) -> dict[str, Any]:
     }
     title = {"title": {"standoff": 12, "font": {"size": 13}} | properties.pop("title", {})}
     return style | title | properties
+
+
+def scatter(**properties: Any) -> dict[str, Any]:
+    """A trace of points or lines; of a graph object Plotly would check each point twice."""
+    return {"type": "scatter", **properties}
 
 
 def points(
@@ -118,28 +130,40 @@ def points(
         # A bound from below points to where the true peak is.
         bound = "triangle-up" if upwards else "triangle-right"
         symbol = [bound if trial.at_least else across for trial in trials]
-    # No graph object: Plotly would check each point twice.
-    return {
-        "type": "scatter",
+    made = {
         "mode": "markers",
         "x": x,
         "y": y,
         "name": WORDS[group],
         "customdata": [trial.number for trial in trials],
         "marker": {
-            "color": mark.color if colors is None else colors,
+            **({"color": mark.color} if colors is None else _colored(colors)),
             "size": mark.size,
             "symbol": symbol,
             "opacity": 0.9,
             "line": {"width": 2 if mark.symbol.endswith("open") else 0, "color": mark.color},
         },
-        **properties,
+    }
+    return scatter(**(made | properties))
+
+
+def _colored(colors: Sequence[str]) -> dict[str, Any]:
+    """A marker's colours; many are numbers on a scale, since Plotly checks every text."""
+    palette = list(dict.fromkeys(colors))
+    if len(colors) <= MANY or len(palette) == 1:
+        return {"color": colors}
+    last = len(palette) - 1
+    return {
+        "color": np.array([palette.index(color) for color in colors], dtype=np.uint8),
+        "cmin": 0,
+        "cmax": last,
+        "colorscale": [[number / last, color] for number, color in enumerate(palette)],
     }
 
 
-def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> go.Scatter:
-    """A line that goes to the right, then up or down."""
-    return go.Scatter(
+def step(x: Sequence[Any], y: Sequence[Any], color: str, **properties: Any) -> dict[str, Any]:
+    """A trace of a line that goes to the right, then up or down."""
+    return scatter(
         x=x,
         y=y,
         line={"shape": "hv", "width": 2, "color": color},

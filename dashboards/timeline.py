@@ -75,8 +75,8 @@ def timeline_figure(view: StudyView) -> go.Figure:
     pane = _PANE if len(view.objectives) > 1 and view.complete else 0
     plot = round(pane + (_GAP if pane else 0) + row * rows)
     labelled = list(range(0, rows, math.ceil(rows * _ROW / _ROWS)))
-    figure = theme.figure(plot + _TOP + _BOTTOM)
-    figure.update_layout(
+    figure = theme.figure(
+        plot + _TOP + _BOTTOM,
         margin={"t": _TOP, "b": _BOTTOM, "l": 68},
         showlegend=True,
         legend={"y": 1 + 10 / plot},
@@ -152,13 +152,15 @@ def _draw_trials(figure: go.Figure, view: StudyView, clock: Clock, unit: int, ro
             y.append(None)
             numbers += [trial.number] * (parts + 2)
         if x:
-            figure.add_scatter(
-                x=x,
-                y=y,
-                yaxis="y2",
-                customdata=numbers,
-                name=WORDS[group],
-                mode="lines",
-                line={"width": row / 2, "color": theme.MARKS[group].color},
-                hovertemplate=theme.template(group),
+            figure.add_trace(
+                theme.scatter(
+                    x=x,
+                    y=y,
+                    yaxis="y2",
+                    customdata=numbers,
+                    name=WORDS[group],
+                    mode="lines",
+                    line={"width": row / 2, "color": theme.MARKS[group].color},
+                    hovertemplate=theme.template(group),
+                )
             )

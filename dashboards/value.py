@@ -99,8 +99,8 @@ def value_figure(view: StudyView) -> go.Figure:
     least, most = (trial.memory or 1 for trial in (front[0], front[-1]))
     ends = [bar.high for bar in bars]
     axis = log_memory_axis(least, max([most, *ends]), view.budget)
-    figure = theme.figure(480 if bars else 320)
-    figure.update_layout(
+    figure = theme.figure(
+        480 if bars else 320,
         xaxis=theme.axis(**axis.layout(), anchor="y2" if bars else "y"),
         yaxis=theme.axis(
             title={"text": "Best NDCG@10"},

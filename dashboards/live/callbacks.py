@@ -137,8 +137,8 @@ class Teller:
 def _curve(values: list[float]) -> Figure | None:
     if len(values) < 2:
         return None
-    figure = theme.figure(200)
-    figure.update_layout(
+    figure = theme.figure(
+        200,
         margin={"t": 8, "b": 44},
         xaxis=theme.axis(title={"text": "Epoch"}),
         yaxis=theme.axis(range=value_range(values), nticks=5),

@@ -19,9 +19,9 @@ def draw(sections: Iterable[Section]) -> dict[str, Figure]:
 
 
 def _as_sent(figure: go.Figure) -> Figure:
-    # What was enlarged stays so when trials are added.
-    figure.update_layout(uirevision="kept")
     made: Figure = figure.to_plotly_json()
+    # What was enlarged stays so when trials are added.
+    made["layout"]["uirevision"] = "kept"
     for trace in made["data"]:
         if (
             trace["type"] == "scatter"

@@ -3,14 +3,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from dashboards.balance import balance_figure, band_winners, memory_fit, slices
 from dashboards.page import render
 from dashboards.queries import StudyView, build_view
 from study.records import StudyRecord, TrialRecord
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 COEFFICIENTS = 20 * MIB, MIB / 4, MIB / 64, MIB / 4096
 TITLE = "Balance of negatives and batch size"
 
@@ -100,6 +102,28 @@ def test_memory_is_fitted_and_its_lines_stay_within_the_trials(record: StudyReco
             base, per_batch, per_negative, per_pair = COEFFICIENTS
             whole = base + per_batch * batch + per_negative * negatives
             assert whole + per_pair * batch * negatives == pytest.approx(mib * MIB, rel=1e-3)
+
+
+@pytest.mark.parametrize("falling", ["batch_size", "negatives"])
+def test_more_never_takes_less_memory(record: StudyRecord, falling: str) -> None:
+    trials = [
+        replace(trial, peak_memory=16 * GIB + trial.peak_memory - MIB // 2 * trial.params[falling])
+        for trial in record.trials[:16]
+        if trial.peak_memory
+    ]
+    (part,) = slices(build_view(replace(record, trials=tuple(trials)), "x"))
+    fit = memory_fit(part)
+    assert fit is not None
+    batch, negatives = (
+        np.array([trial.params[name] for trial in trials], dtype=float)
+        for name in ("batch_size", "negatives")
+    )
+    peaks = np.array([float(trial.peak_memory or 0) for trial in trials])
+    terms = np.stack([np.ones(16), batch, negatives, batch * negatives], axis=1)
+    scale = terms.max(axis=0)
+    expected, _ = nnls(terms / scale / peaks[:, None], np.ones(16))
+    assert min(expected) == 0, "else this shows nothing"
+    assert fit == pytest.approx(expected / scale, rel=1e-6)
 
 
 def test_memory_that_other_settings_decide_has_no_lines(record: StudyRecord) -> None:

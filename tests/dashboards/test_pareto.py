@@ -8,7 +8,7 @@ import pytest
 from dashboards.page import render
 from dashboards.pareto import drawn_losses, pareto_figure
 from dashboards.queries import build_view
-from dashboards.theme import LOSS_COLORS, NEUTRAL
+from dashboards.theme import LOSS_COLORS, MANY, NEUTRAL
 from study.records import StudyRecord, TrialRecord
 
 MIB, GIB = 2**20, 2**30
@@ -57,6 +57,24 @@ def test_losses_are_told_apart_by_colour_and_outcomes_by_shape(several: StudyRec
     ]
     (line,) = [trace for trace in figure.data if trace.mode == "lines"]
     assert line.line.color == NEUTRAL
+
+
+def test_losses_of_many_are_numbers_on_a_scale_of_their_colours(
+    make_trial: MakeTrial, make_study: MakeStudy
+) -> None:
+    losses = ["cce-", "bce+", "sce"]
+    trials = [
+        make_trial(number, quality=0.1 - number * 1e-6, config={"loss": losses[number % 3]})
+        for number in range(MANY + 2)
+    ]
+    view = build_view(make_study(*trials), "x")
+    cloud = max(pareto_figure(view).data, key=lambda trace: len(trace.x))
+    scale = [color for _, color in cloud.marker.colorscale]
+    assert len(cloud.x) > MANY
+    assert (cloud.marker.cmin, cloud.marker.cmax) == (0, 2)
+    assert [scale[number] for number in cloud.marker.color] == [
+        LOSS_COLORS[losses[number % 3]] for number in cloud.customdata
+    ]
 
 
 def test_one_loss_has_the_colours_of_the_outcomes(mixed: StudyRecord) -> None:
