@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import sys
-import threading
 
 from objectives.errors import UserError
 from study import cli
@@ -63,7 +62,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             f"--port {arguments.port}: {arguments.host} cannot be listened to ({reason}); choose "
             "another --port or --host"
         ) from None
-    threading.Thread(target=studies.read_ahead, daemon=True).start()
+    studies.read_ahead()
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     print(f"http://{host}:{server.server_port}/{query}", flush=True)
     server.serve_forever()

@@ -47,8 +47,14 @@ def frame(
         csv=_script_text(csv),
         switches=_script_text(switches or {}),
         file=_script_text(re.sub(r"[^\w.-]+", "-", title)),
-        plotly=get_plotlyjs(),
+        plotly=plotly_script(),
     )
+
+
+def plotly_script() -> str:
+    """Plotly without the function around it, for which a browser would read it once more."""
+    wrapped = r"\A(/\*.*?\*/\n).*?=> \{\n(.*)window\.Plotly = Plotly;\nreturn Plotly;\n.*\Z"
+    return re.sub(wrapped, r"\1\2", get_plotlyjs(), flags=re.DOTALL)
 
 
 def place(figures: Mapping[str, go.Figure], key: str, label: str, otherwise: str) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import dash
 import flask
+import plotly
 from dash import dcc, html
 
 from dashboards.export import as_csv
+from dashboards.frame import plotly_script
 from dashboards.live.callbacks import add_callbacks
 from dashboards.live.choice import Choice
 from dashboards.live.studies import Studies
@@ -30,7 +32,7 @@ _PAGE = """<!DOCTYPE html>
 <body>
 {%app_entry%}
 <footer hidden>{%config%}{%scripts%}{%renderer%}</footer>
-<script defer src="/_dash-component-suites/plotly/package_data/plotly.min.js"></script>
+<script defer src="/plotly.js"></script>
 </body>
 </html>"""
 
@@ -57,6 +59,7 @@ def build_app(studies: Studies, token: str | None = None) -> dash.Dash:
     add_callbacks(app, studies)
     _guard(app.server, token)
     _serve_csv(app.server, studies)
+    _serve_plotly(app.server)
     return app
 
 
@@ -101,3 +104,13 @@ def _serve_csv(server: flask.Flask, studies: Studies) -> None:
         answer = flask.Response(as_csv(view), mimetype="text/csv")
         answer.headers.set("Content-Disposition", "attachment", filename=f"{name}.csv")
         return answer
+
+
+def _serve_plotly(server: flask.Flask) -> None:
+    script = plotly_script().encode()
+
+    @server.get("/plotly.js")
+    def send() -> flask.typing.ResponseReturnValue:
+        answer = flask.Response(script, mimetype="text/javascript")
+        answer.set_etag(plotly.__version__)
+        return answer.make_conditional(flask.request)

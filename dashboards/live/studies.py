@@ -30,6 +30,8 @@ _KEPT = 8
 _MLFLOW_SECONDS = 30.0
 _PATIENCE = 1.0
 """Seconds after which the list of studies is shown as far as it is known."""
+_AHEAD = 2.0
+"""Seconds after which no other study is read ahead."""
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,20 @@ class Studies:
             )
 
     def read_ahead(self) -> None:
-        """Reads the study of a folder that changed last, the one most likely to be opened.
+        """Reads studies, for two seconds or so: of a folder those that changed last.
 
-        Not all of them: who opens one meanwhile would wait for the others.
+        Who opens one later need not wait for it, nor for what Python loads once.
         """
-        files = {} if self.storage else {p: p.stat() for p in self.output_dir.glob("*/study.db")}
-        if files:
-            newest = max(files, key=lambda path: files[path].st_mtime)
-            with contextlib.suppress(UserError):  # Who opens it is told.
-                self.view(newest.parent.name, Choice())
+        end = time.monotonic() + _AHEAD
+        with contextlib.suppress(UserError, OSError):  # Who opens the list is told.
+            names = self.names()
+            if self.storage is None:
+                names.sort(key=lambda name: -(self.output_dir / name / "study.db").stat().st_mtime)
+            for name in names[:_KEPT]:
+                with contextlib.suppress(UserError):  # Who opens it is told.
+                    self.view(name, Choice())
+                if time.monotonic() > end:
+                    return
 
     def version(self, name: str) -> str:
         """What changes when a trial begins or ends.

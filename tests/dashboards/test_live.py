@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from dashboards.compare import compare_figure
 from dashboards.live import figures
 from dashboards.live.choice import MIB, Choice, at_budget
 from dashboards.live.figures import Figure, changes
-from dashboards.live.studies import Shelf
+from dashboards.live.studies import Shelf, Studies
 from dashboards.queries import StudyView, build_view
 from dashboards.sections import SECTIONS
+from objectives.errors import UserError
 from study.records import StudyRecord
 from tests.dashboards.conftest import MakeStudy, MakeTrial
 
@@ -233,3 +235,12 @@ def test_a_shelf_keeps_what_was_put_there_last() -> None:
     for key in ("a", "b", "a", "c"):
         shelf.keep(key, key)
     assert list(shelf) == ["a", "c"]
+
+
+def test_reading_ahead_leaves_it_to_the_page_to_say_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "study.db").write_text("no database")
+    studies = Studies(None, tmp_path, "http://mlflow.lan:5000")
+    studies.read_ahead()
+    with pytest.raises(UserError, match="file is not a database"):
+        studies.view("broken", Choice())

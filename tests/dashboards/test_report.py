@@ -37,6 +37,8 @@ def without_plotly(page: str) -> str:
 def test_page_is_one_small_file_without_network(mixed: StudyRecord) -> None:
     page = render_page(mixed)
     assert page.count("plotly.js v") == 1
+    assert "Plotly, Inc.\n* All rights" in page
+    assert '\n"use strict";var Plotly=(()=>{' in page, "read at once, not within a function"
     assert len(page.encode()) < 7_000_000
     own = without_plotly(page)
     assert "http://" not in own
