@@ -14,6 +14,7 @@ from dashboards.compare import compare_figure
 from dashboards.live import figures
 from dashboards.live.choice import MIB, Choice, at_budget
 from dashboards.live.figures import Figure, changes
+from dashboards.live.server import build_app
 from dashboards.live.studies import Shelf, Studies
 from dashboards.queries import StudyView, build_view
 from dashboards.sections import SECTIONS
@@ -244,3 +245,12 @@ def test_reading_ahead_leaves_it_to_the_page_to_say_what_cannot_be_read(tmp_path
     studies.read_ahead()
     with pytest.raises(UserError, match="file is not a database"):
         studies.view("broken", Choice())
+
+
+def test_a_browser_that_has_plotly_is_not_sent_it_again(tmp_path: Path) -> None:
+    client = build_app(Studies(None, tmp_path, "http://mlflow.lan:5000")).server.test_client()
+    first = client.get("/plotly.js")
+    assert first.mimetype == "text/javascript"
+    assert b'\n"use strict";var Plotly=' in first.data
+    again = client.get("/plotly.js", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
