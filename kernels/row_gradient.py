@@ -37,10 +37,13 @@ class RowSink:
 
     A loss that is given a sink as its `table_gradient`, and a lookup by `look_up`, write to it and
     leave the table's `.grad` alone.
+
+    Attributes:
+        num_items: V.
     """
 
     def __init__(self, num_items: int) -> None:
-        self._num_items = num_items
+        self.num_items = num_items
         self._parts: list[RowGradient] = []
 
     def add(self, part: RowGradient) -> None:
@@ -54,7 +57,7 @@ class RowSink:
         same tensors again.
         """
         parts, self._parts = self._parts, []
-        return sum_rows(parts, self._num_items) if parts else None
+        return sum_rows(parts, self.num_items) if parts else None
 
 
 def look_up(table_VD: Tensor, ids: Tensor, sink: RowSink) -> Tensor:

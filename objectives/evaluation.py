@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from kernels import target_ranks, top_k
@@ -23,6 +24,7 @@ from models.config import ModelConfig
 from objectives.config import TrainingConfig
 from objectives.data.prepare import PreparedData
 from objectives.data.sequences import DeviceTargets, TargetBatch
+from objectives.parallel import ALONE, Group
 
 CUTOFFS = (1, 5, 10, 20, 100)
 """The k of every metric."""
@@ -42,6 +44,7 @@ def evaluate(
     max_length: int,
     masked: bool = False,
     lists: bool = False,
+    group: Group = ALONE,
 ) -> dict[str, float]:
     """The metrics of a model on one split. Nothing waits for the device before the end.
 
@@ -53,6 +56,7 @@ def evaluate(
         max_length: Most recent items that `encode` is given.
         masked: A mask stands behind them, as one of them.
         lists: Coverage and Surprisal too, which take lists beside the targets' ranks.
+        group: The processes that share the batches out; each has all metrics.
 
     Returns:
         Metrics such as "ndcg_at_10".
@@ -63,7 +67,8 @@ def evaluate(
     recommended = None
     if lists:
         recommended = Recommended(targets.item_users(len(table_VD)), len(targets))
-    for batch in targets.batches(batch_tokens, max_length, masked=masked):
+    mine = slice(group.rank, None, group.size)
+    for batch in targets.batches(batch_tokens, max_length, masked=masked, mine=mine):
         states_BD = encode(batch)
         ranks_B = target_ranks(states_BD, table_VD, batch.targets_B, batch.seen)
         # A target without a place in the list has rank V + 1, however few items there are.
@@ -71,8 +76,12 @@ def evaluate(
         counts_R.index_add_(0, ranks_B, torch.ones_like(ranks_B))
         if recommended is not None:
             recommended.add(top_k(states_BD, table_VD, longest, batch.seen))
+    group.reduce(counts_R)
     metrics = rank_metrics(counts_R)
-    return metrics if recommended is None else metrics | recommended.metrics()
+    if recommended is not None:
+        recommended.reduce(group)
+        metrics |= recommended.metrics()
+    return metrics
 
 
 def batch_tokens(
@@ -147,6 +156,12 @@ class Recommended:
         ids_BK = ids_BK.where(ids_BK >= 0, len(self._in_log_V))
         places_BK = self._places_K.expand_as(ids_BK)
         self._best_places_V1.scatter_reduce_(0, ids_BK.flatten(), places_BK.flatten(), "amin")
+
+    def reduce(self, group: Group) -> None:
+        """Takes in what the other processes have taken in."""
+        self._count = sum(group.agree(self._count))
+        group.reduce(self._surprisal_K)
+        group.reduce(self._best_places_V1, dist.ReduceOp.MIN)
 
     def metrics(self) -> dict[str, float]:
         """Coverage and Surprisal."""

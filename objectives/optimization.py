@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import RowWiseAdagrad, RowWiseAdam
+from kernels import RowGradient, RowSink, RowWiseAdagrad, RowWiseAdam
 from models.transformer import Transformer
 from objectives.config import TrainingConfig
+from objectives.parallel import ALONE, Group
 
 
 class Optimization:
@@ -21,9 +22,12 @@ class Optimization:
         learning_rate: That of the present step.
     """
 
-    def __init__(self, model: Transformer, config: TrainingConfig, num_steps: int) -> None:
-        """Prepares for so many steps."""
+    def __init__(
+        self, model: Transformer, config: TrainingConfig, num_steps: int, group: Group = ALONE
+    ) -> None:
+        """Prepares for so many steps; group: the processes whose gradients are summed."""
         self._config = config
+        self._group = group
         self._parameters = list(model.parameters())
         self._sinks = [table.sink for table in model.tables if table.sink is not None]
         tables = [table.weight for table in model.tables if table.sink is not None]
@@ -75,18 +79,23 @@ class Optimization:
 
     def step(self) -> None:
         """Moves the weights along their gradients, and drops these."""
-        rows = [sink.take() for sink in self._sinks]
+        grads = [each.grad for each in self._parameters if each.grad is not None]
+        self._group.sum_gradients(grads)
+        rows = [self._touched(sink) for sink in self._sinks]
         if self._config.clip_norm:
-            grads = [parameter.grad for parameter in self._parameters]
             # Behind the touched rows there are zeros.
             grads += [gradient.rows_UD for gradient in rows if gradient is not None]
-            _clip([grad for grad in grads if grad is not None], self._config.clip_norm)
+            _clip(grads, self._config.clip_norm)
         for optimizer in self._optimizers:
             if optimizer is self._by_rows:
                 self._by_rows.step(gradients=rows)
             else:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+    def _touched(self, sink: RowSink) -> RowGradient | None:
+        gradient = sink.take()
+        return None if gradient is None else self._group.sum_touched(gradient, sink.num_items)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, but its rate."""

@@ -1,11 +1,13 @@
 """The objective of a real trial: train a sequential recommender, evaluate it, measure it."""
 
 import os
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +21,19 @@ from objectives.card import available_memory
 from objectives.config import TrainingConfig, TrialConfig
 from objectives.data import PreparedData, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets, stays_on_host
+from objectives.errors import UserError
 from objectives.evaluation import batch_tokens, evaluate
 from objectives.losses import build_loss
 from objectives.memory import MemoryMeter, least_table_memory, measured_memory
 from objectives.memory_gate import MemoryGate
 from objectives.memory_model import serves_all_sizes
+from objectives.parallel import ALONE, EndedTrial, Group
 from objectives.training import NonFiniteLoss, Trainer
 from objectives.trial import (
     QUALITY,
     DivergedTrial,
     InfeasibleTrial,
+    MachineFault,
     TrialContext,
     TrialResult,
 )
@@ -80,20 +85,53 @@ def _arithmetic(config: TrainingConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+@dataclass(frozen=True)
+class _Followed:
+    """The context of a trial where rank 0 has the true one."""
+
+    seed: int
+    memory_budget: int
+    checkpoint: Path | None
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Rank 0 reports."""
+
+
 class SequentialObjective:
-    """Trains on one data set on one device. Follows the contract of `objectives.trial`."""
+    """Trains on one data set on one device, or on one for each process of a group.
+
+    Follows the contract of `objectives.trial`. In a group rank 0 is called, the others `follow`.
+    """
 
     def __init__(
-        self, data: PreparedData, device: torch.device, gate: MemoryGate | None = None
+        self,
+        data: PreparedData,
+        device: torch.device,
+        gate: MemoryGate | None = None,
+        group: Group = ALONE,
     ) -> None:
-        """Prepares for trials; gate: predicts their peaks (default: on CUDA, that of the card)."""
+        """Prepares for trials.
+
+        Args:
+            data: What they train on.
+            device: That of this process.
+            gate: Predicts their peaks (default: on CUDA, that of the card). A group has none.
+            group: The processes that a trial is shared by.
+        """
         self.data = data
         self.device = device
-        self._gate = gate or MemoryGate.of_card(data, device)
+        self.group = group
+        self._gate = None
+        if group.size == 1:
+            self._gate = gate or MemoryGate.of_card(data, device)
 
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
-        """Trains with early stopping, restores the best weights, and tests once."""
+        """Trains with early stopping, restores the best weights, and tests once.
+
+        The peak is that of the process that took most.
+        """
         config = config.resolved(self.data.num_items)
+        self._check_parts(config.training)
         budget = context.memory_budget
         is_near = self.check(config, budget)
         try:
@@ -101,6 +139,8 @@ class SequentialObjective:
                 peak = self.probe(config, budget, room=self.room)
                 if peak > budget:
                     raise InfeasibleTrial(peak, "probed")
+            followed = _Followed(context.seed, budget, context.checkpoint)
+            self.group.tell((config, followed))
             result = self._run(config, context)
         except InfeasibleTrial as error:
             self._learn(config, budget, error.peak_bytes)
@@ -108,7 +148,38 @@ class SequentialObjective:
         self._learn(config, budget, result.peak_memory)
         return result
 
+    def follow(self) -> None:
+        """Does what rank 0 does, until it says `end`; signals are for rank 0."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        while (trial := self.group.hear()) is not None:
+            # Rank 0 says what has become of it.
+            with suppress(EndedTrial, InfeasibleTrial, DivergedTrial, MachineFault):
+                self._run(*trial)
+        self.group.leave()
+
+    def end(self) -> None:
+        """Ends the group, on rank 0."""
+        self.group.tell(None)
+        self.group.leave()
+
+    def _check_parts(self, training: TrainingConfig) -> None:
+        """Refuses batches that cannot be shared out."""
+        parts = training.accumulation * self.group.size
+        num_sequences = len(self.data.train)
+        smallest = num_sequences // -(-num_sequences // training.batch_size)
+        if self.group.size > 1 and smallest < parts:
+            raise UserError(
+                f"batches of {smallest} sequences (--space.batch_size {training.batch_size}) do "
+                f"not make {parts} parts (--space.accumulation {training.accumulation} on "
+                f"{self.group.size} devices): raise the batch size"
+            )
+
     def _run(self, config: TrialConfig, context: TrialContext) -> TrialResult:
+        with self.group.together():
+            return self._train(config, context)
+
+    def _train(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         begin = time.perf_counter()
         training = {**config.flat(), "seed": context.seed, "data": self.data.digest}
         path = context.checkpoint
@@ -117,12 +188,12 @@ class SequentialObjective:
         progress = _Progress() if known is None else _Progress(**known["progress"])
         begin -= progress.seconds
         for epoch, metrics in enumerate(progress.history, 1):
-            context.report(epoch, metrics)
+            self._report(context, epoch, metrics)
         with (
             _arithmetic(config.training),
             measured_memory(self.device, context.memory_budget) as memory,
         ):
-            trainer = self._trainer(config, context.seed, context.memory_budget)
+            trainer = self._trainer(config, context.seed, context.memory_budget, self.group)
             validation = self._targets(self.data.validation, context.memory_budget)
             if known is not None:
                 trainer.load_state_dict(known["trainer"])
@@ -130,12 +201,13 @@ class SequentialObjective:
             pace = checkpoint.Pace()
             while progress.goes_on(config.training):
                 metrics = self._epoch(trainer, validation, progress, memory)
-                if path is not None and (context.leaving or pace.allows()):
+                is_due = context.leaving or pace.allows()
+                if path is not None and self.group.rank == 0 and is_due:
                     progress.seconds = time.perf_counter() - begin
                     state = {"trainer": trainer.state_dict(), "progress": vars(progress)}
                     with pace.writing():
                         checkpoint.save(path, training, state)
-                context.report(len(progress.history), metrics)
+                self._report(context, len(progress.history), metrics)
             trainer.model.load_state_dict(progress.best_weights)
             # Epochs were judged by ranks alone.
             lists = self._evaluate(trainer, "val", validation, lists=True)
@@ -144,7 +216,7 @@ class SequentialObjective:
             test = self._evaluate(trainer, "test", tests, lists=True)
         return TrialResult(
             quality=progress.best[QUALITY],
-            peak_memory=progress.peak_with(memory),
+            peak_memory=self._peak(progress, memory),
             seconds=time.perf_counter() - begin,
             metrics={**lists, **progress.best, **test},
             epochs=len(progress.history),
@@ -178,11 +250,20 @@ class SequentialObjective:
             {
                 "train/loss": loss,
                 "train/epoch_seconds": seconds,
-                "memory/peak_bytes": progress.peak_with(memory),
+                "memory/peak_bytes": self._peak(progress, memory),
                 **metrics,
             }
         )
         return progress.history[-1]
+
+    def _peak(self, progress: _Progress, memory: MemoryMeter) -> int:
+        """That of the process that took most."""
+        return max(self.group.agree(progress.peak_with(memory)))
+
+    def _report(self, context: TrialContext, epoch: int, metrics: Mapping[str, float]) -> None:
+        context.report(epoch, metrics)
+        # What ends the trial there ends it on all ranks.
+        self.group.agree()
 
     @property
     def predicts(self) -> bool:
@@ -213,6 +294,8 @@ class SequentialObjective:
     def probe(self, config: TrialConfig, budget: int, *, room: int | None = None) -> int:
         """Peak memory, in bytes, of two training steps and a batch of an evaluation.
 
+        In a group they are on the share of one process, without what is exchanged.
+
         Args:
             config: The trial.
             budget: As the trial has it: data that is large beside it stays on the host.
@@ -222,6 +305,9 @@ class SequentialObjective:
             InfeasibleTrial: It does not fit there.
         """
         config = config.resolved(self.data.num_items)
+        share = -(-config.training.batch_size // self.group.size)
+        training = config.training.model_copy(update={"batch_size": share})
+        config = config.model_copy(update={"training": training})
         needed = least_table_memory(config, self.data.num_items)
         room = budget if room is None else room
         if needed > room:
@@ -251,7 +337,9 @@ class SequentialObjective:
         if self._gate is not None:
             self._gate.learn(config, budget, peak)
 
-    def _trainer(self, config: TrialConfig, seed: int, budget: int) -> Trainer:
+    def _trainer(
+        self, config: TrialConfig, seed: int, budget: int, group: Group = ALONE
+    ) -> Trainer:
         torch.manual_seed(seed)
         with self.device:
             model = config.build_model(self.data.num_items)
@@ -260,7 +348,7 @@ class SequentialObjective:
         sequences = DeviceSequences(train, self.device, on_host=on_host)
         counts_V = self._item_counts.to(self.device) if config.loss.needs_counts else None
         loss = build_loss(config.loss, seed, model.outputs.sink, counts_V)
-        return Trainer(model, loss, sequences, config.training, seed)
+        return Trainer(model, loss, sequences, config.training, seed, group)
 
     @cached_property
     def _item_counts(self) -> Tensor:
@@ -285,16 +373,19 @@ class SequentialObjective:
             trainer.model.outputs.weight.detach(),
             targets,
             lists=lists,
+            group=trainer.group,
             **self._cut(trainer),
         )
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
     def _cut(self, trainer: Trainer) -> dict[str, Any]:
         """How an evaluation is cut into batches."""
-        config = trainer.model.config
+        config, training = trainer.model.config, trainer.config
+        # The parts of a training batch are those of all processes.
+        parts = training.accumulation * trainer.group.size
         lengths = self.data.train.lengths
         tokens = batch_tokens(
-            trainer.config,
+            training.model_copy(update={"accumulation": parts}),
             config,
             float(np.minimum(lengths, config.max_length).mean()),
             len(lengths),

@@ -22,6 +22,7 @@ from objectives.data.batches import Plan, TrainingBatches
 from objectives.data.sequences import DeviceSequences, TargetBatch
 from objectives.losses import Loss
 from objectives.optimization import Optimization
+from objectives.parallel import ALONE, Group
 
 
 class NonFiniteLoss(Exception):
@@ -34,12 +35,17 @@ class Trainer:
 
     Dropout and the order of rows are drawn from torch's own generator of the device.
 
+    A group of N processes trains as one does with N times the accumulation: part p of a batch is
+    that of rank p modulo N, with the candidates that it has there. Only what comes from torch's
+    own generator is drawn by each rank for itself.
+
     Attributes:
         model: The model, on its device.
         loss: The loss of a step.
         sequences: Training sequences for the model's device.
         config: Optimizer and schedule.
         seed: Seeds the order of sequences, and the masks.
+        group: The processes that train the model, each with a copy of it.
         step: Optimizer steps so far.
         optimization: What makes a step.
         batches: What it is made of.
@@ -50,11 +56,13 @@ class Trainer:
     sequences: DeviceSequences
     config: TrainingConfig
     seed: int
+    group: Group = ALONE
 
     def __post_init__(self) -> None:
         self.device = self.model.items.weight.device
         self.step = 0
-        self._num_losses = torch.zeros(1, dtype=torch.int64, device=self.device)
+        # Of the parts so far, in the order of the group.
+        self._num_losses = torch.full((1,), self.group.rank, device=self.device)
         self._order = torch.Generator().manual_seed(self.seed)
         for block in self.model.modules():
             if isinstance(block, Block):
@@ -63,14 +71,15 @@ class Trainer:
         self.batches = TrainingBatches(
             self.sequences,
             batch_size=self.config.batch_size,
-            parts=self.config.accumulation,
+            parts=self.config.accumulation * self.group.size,
             max_length=model.max_length,
             mask_share=None if self.model.causal else model.mask_share,
             generator=self._order,
             fixed_sizes=on_gpu(self.device),
+            mine=slice(self.group.rank, None, self.group.size),
         )
         num_steps = self.config.max_epochs * len(self.batches)
-        self.optimization = Optimization(self.model, self.config, num_steps)
+        self.optimization = Optimization(self.model, self.config, num_steps, self.group)
         self._graphs = self._captured = None
         if self.device.type == "cuda":
             self._graphs = GraphMemory(self.device)
@@ -86,21 +95,29 @@ class Trainer:
             NonFiniteLoss: The mean is not finite.
         """
         self.model.train()
+        self._part_ways()
         total = torch.zeros((), device=self.device)
         num_predictions = 0
         for parts in self.batches.epoch():
             total += self.train_step(parts)
             num_predictions += sum(part.num_predictions for part in parts)
-        mean = float(total) / max(1, num_predictions)
+        self.group.reduce(total)
+        mean = float(total) / max(1, sum(self.group.agree(num_predictions)))
         if mean - mean != 0:
             raise NonFiniteLoss
         return mean
 
+    def _part_ways(self) -> None:
+        """From here on ranks draw differently, and as in every try that comes to this step."""
+        if self.group.size > 1:
+            source = np.random.SeedSequence((self.seed, self.step, self.group.rank))
+            torch.manual_seed(int(source.generate_state(1)[0]))
+
     def train_step(self, parts: list[Plan]) -> Tensor:
-        """One optimizer step on a batch in parts.
+        """One optimizer step on a batch in parts, in a group on those of this rank.
 
         Returns:
-            The loss, summed over the batch's predictions.
+            The loss, summed over these parts' predictions.
         """
         self.optimization.set_rate(self.step)
         self.step += 1
@@ -139,7 +156,7 @@ class Trainer:
                 self._num_losses,
             )
         (loss / batch.num_predictions.clamp(min=1)).backward()  # type: ignore[no-untyped-call]
-        self._num_losses += 1
+        self._num_losses += self.group.size
         return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,7 +174,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimization.load_state_dict(state["optimization"])
         self.step = state["step"]
-        self._num_losses.copy_(state["num_losses"])
+        # The state is that of rank 0.
+        self._num_losses.copy_(state["num_losses"] + self.group.rank)
         for generator, known in zip(self._generators(), state["generators"], strict=True):
             generator.set_state(known)
 

@@ -84,6 +84,7 @@ class TrainingBatches:
         mask_share: float | None,
         generator: torch.Generator,
         fixed_sizes: bool,
+        mine: slice = slice(None),
     ) -> None:
         """Prepares batches.
 
@@ -96,9 +97,11 @@ class TrainingBatches:
                 last one is. None: every token predicts the item behind it.
             generator: On the host, of the batches and of the masks.
             fixed_sizes: Few shapes occur.
+            mine: The parts that are wanted; of the others only the sizes are known.
         """
         self._sequences = sequences
         self._parts, self._max_length = parts, max_length
+        self._mine = mine
         self._mask_share = mask_share
         self._generator = generator
         self._ahead = 1 if mask_share is None else 0
@@ -169,7 +172,8 @@ class TrainingBatches:
             masks = [self._draw_masks(self._lengths_S[part]) for part in parts]
             num_predictions = [0 if mask is None else len(mask) for mask in masks]
         plans = []
-        for part, masked_N, size, number in zip(parts, masks, sizes, num_predictions, strict=True):
+        whole = list(zip(parts, masks, sizes, num_predictions, strict=True))
+        for part, masked_N, size, number in whole[self._mine]:
             shape = Shape(len(part), size, number, int(self._lengths_S[part].max(initial=0)))
             if self._fixed is not None:
                 shape = self._fixed.shape(max(sizes), max(num_predictions), self._max_length)

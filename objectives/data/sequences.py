@@ -90,7 +90,7 @@ class DeviceTargets:
         return len(self._lengths)
 
     def batches(
-        self, batch_tokens: int, max_length: int, *, masked: bool
+        self, batch_tokens: int, max_length: int, *, masked: bool, mine: slice = slice(None)
     ) -> Iterator[TargetBatch]:
         """All targets, in order.
 
@@ -98,10 +98,11 @@ class DeviceTargets:
             batch_tokens: What a batch may hold, in tokens; one user it always does.
             max_length: Most recent items of a history that are given, the mask included.
             masked: The last token is a mask, in the target's place.
+            mine: The batches that are wanted.
         """
         lengths = self._lengths + masked
         costs = np.minimum(lengths, max_length) + lengths // _SEEN_ITEMS_PER_TOKEN
-        for users in _runs(costs, batch_tokens):
+        for users in list(_runs(costs, batch_tokens))[mine]:
             seen = self._histories(users)
             lengths_B = torch.from_numpy(self._lengths[users])
             packing = Packing.of((lengths_B + int(masked)).clamp(max=max_length), self._device)
