@@ -50,7 +50,8 @@ _NEGATIVES, _GROUP_SIZE = 511, 128
 _SEED = 0
 
 
-def _sequences(num_items: int, num_sequences: int, length: int) -> Sequences:
+def random_sequences(num_items: int, num_sequences: int, length: int) -> Sequences:
+    """Sequences of this length whose items are drawn evenly."""
     items = np.random.default_rng(_SEED).integers(
         num_items, size=num_sequences * length, dtype=np.int32
     )
@@ -71,7 +72,9 @@ def _measure(variant: dict[str, str], shape: argparse.Namespace, results: Connec
         }
     )
     # One item more than tokens: each token predicts the item behind it.
-    sequences = _sequences(shape.num_items, shape.steps * shape.batch_size, shape.max_length + 1)
+    sequences = random_sequences(
+        shape.num_items, shape.steps * shape.batch_size, shape.max_length + 1
+    )
     torch.manual_seed(_SEED)
     outcome, step_ms = "ok", [math.nan]
     with measured_memory(device, total_memory(device)) as memory:

@@ -3,6 +3,8 @@
 import argparse
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,15 @@ def test_trials_with_another_number_of_epochs_do_not_count(
     rows = [row(0), row(1), row(2)]
     monkeypatch.setattr(compare_losses, "_WHOLE", {("ml-1m", "cce-")})
     assert missing(rows, tmp_path) == [("tuning", 0), ("tuning", 1), ("tuning", 2)]
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    shape = "--num-items 99 --width 8 --batch-size 4 --max-length 3 --steps 1 --epochs 1"
+    command = [sys.executable, "-m", "benchmarks.data_parallel", "--processes", "2"]
+    command += [*shape.split(), "--output", str(output)]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    with output.open(newline="") as stream:
+        (found,) = csv.DictReader(stream)
+    assert (found["processes"], found["num_tokens"]) == ("2", "12")
+    assert float(found["tokens_per_second"]) > 0
