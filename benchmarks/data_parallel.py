@@ -1,15 +1,15 @@
 """How much faster do several cards train one model than one, and in how much memory each?
 
-python -m benchmarks.data_parallel [--processes N ...] [--num-items V] [--width D]
+python -m benchmarks.data_parallel [--processes N ...] [--num-items V ...] [--width D]
     [--batch-size B] [--max-length L] [--steps N] [--epochs N] [--output FILE]
 
 The same batches of B sequences of L tokens on 1, 2, 4 and 8 cards, or as many as there are:
-torchrun starts a process for each, which trains on its share of every batch. SASRec with CCE-, and
-Adam on the table's rows. Items are drawn evenly from the catalogue: no batch of real data touches,
-and so exchanges, more rows. One epoch comes before those that are timed; it compiles, and captures
-what is captured. `step_ms` is the wall time of an epoch over its steps, as median and range over
-the epochs; `peak_bytes` is that of the process that took most. Without CUDA processes share the
-cores, and times say nothing.
+torchrun starts a process for each, which trains on its share of every batch. SASRec with CCE-; a
+large table moves by its rows. Items are drawn evenly from the catalogue: no batch of real data
+touches, and so exchanges, more rows. One epoch comes before those that are timed; it compiles, and
+captures what is captured. `step_ms` is the wall time of an epoch over its steps, as median and
+range over the epochs; `peak_bytes` is that of the process that took most. Without CUDA processes
+share the cores, and times say nothing.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from objectives.training import Trainer
 from study.budget import format_bytes, total_memory
 
 _SEED = 0
-_SETTINGS = {"negatives": 511, "group_size": 128, "num_heads": 4, "table_updates": "adam"}
+_SETTINGS = {"negatives": 511, "group_size": 128, "num_heads": 4}
 
 
 def _measure(shape: argparse.Namespace) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def _measure(shape: argparse.Namespace) -> dict[str, Any]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     group = Group.join(device)
     settings = {name: getattr(shape, name) for name in ("width", "max_length", "batch_size")}
-    config = TrialConfig.from_flat(_SETTINGS | settings)
+    (num_items,) = shape.num_items
+    config = TrialConfig.from_flat(_SETTINGS | settings).resolved(num_items)
     # One item more than tokens: each token predicts the item behind it.
-    sequences = random_sequences(
-        shape.num_items, shape.steps * shape.batch_size, shape.max_length + 1
-    )
+    length = shape.max_length + 1
+    sequences = random_sequences(num_items, shape.steps * shape.batch_size, length)
     torch.manual_seed(_SEED)
     with measured_memory(device, total_memory(device)) as memory:
         with device:
-            model = config.build_model(shape.num_items)
+            model = config.build_model(num_items)
         loss = build_loss(config.loss, _SEED, model.outputs.sink)
         data = DeviceSequences(sequences, device)
         trainer = Trainer(model, loss, data, config.training, _SEED, group)
@@ -72,9 +72,10 @@ def _measure(shape: argparse.Namespace) -> dict[str, Any]:
     num_tokens = shape.batch_size * shape.max_length
     return {
         "processes": group.size,
-        "num_items": shape.num_items,
+        "num_items": num_items,
         **settings,
         **_SETTINGS,
+        "table_updates": config.training.table_updates,
         "num_tokens": num_tokens,
         "seed": _SEED,
         "steps": shape.steps,
@@ -93,13 +94,14 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def measure(processes: int, arguments: list[str]) -> dict[str, Any] | None:
+def measure(processes: int, num_items: int) -> dict[str, Any] | None:
     """A row of so many processes; None if they failed, which have said why."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(processes), "-m", "benchmarks.data_parallel"]
-        subprocess.run([*command, *arguments, "--result", str(result)], check=False)
+        command += [*sys.argv[1:], "--num-items", str(num_items), "--result", str(result)]
+        subprocess.run(command, check=False)
         row: dict[str, Any] | None = None
         if result.is_file():
             row = json.loads(result.read_text())
@@ -114,7 +116,7 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, nargs="+", default=[n for n in (1, 2, 4, 8) if n <= most]
     )
-    parser.add_argument("--num-items", type=int, default=1_000_000)
+    parser.add_argument("--num-items", type=int, nargs="+", default=[4_000, 1_000_000])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--max-length", type=int, default=256)
@@ -129,21 +131,23 @@ def main() -> None:
             arguments.result.write_text(json.dumps(found))
         return
     about = machine()
-    first: dict[str, Any] = {}
-    for processes in arguments.processes:
-        row = measure(processes, sys.argv[1:])
-        if row is None:
-            print(f"{processes} processes failed", flush=True)
-            continue
-        append(arguments.output, [{**about, **row}])
-        first = first or row
-        print(
-            f"{processes} processes: {row['step_ms']:8.2f} ms a step ({row['least_step_ms']} to "
-            f"{row['most_step_ms']}), {row['tokens_per_second'] / 1e6:.2f} M tokens a second, "
-            f"{first['step_ms'] / row['step_ms']:.2f}x the first; "
-            f"peak {format_bytes(row['peak_bytes'])} each",
-            flush=True,
-        )
+    for num_items in arguments.num_items:
+        first: dict[str, Any] = {}
+        for processes in arguments.processes:
+            row = measure(processes, num_items)
+            if row is None:
+                print(f"{processes} processes failed", flush=True)
+                continue
+            append(arguments.output, [{**about, **row}])
+            first = first or row
+            print(
+                f"{num_items} items, {processes} processes: {row['step_ms']:8.2f} ms a step "
+                f"({row['least_step_ms']} to {row['most_step_ms']}), "
+                f"{row['tokens_per_second'] / 1e6:.2f} M tokens a second, "
+                f"{first['step_ms'] / row['step_ms']:.2f}x the first; "
+                f"peak {format_bytes(row['peak_bytes'])} each",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Here the number stays on the device, behind a bound that shapes alone give: a st
 in a CUDA graph. What backward passes find goes into a `RowSink` instead of `.grad`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,10 @@ class RowGradient(NamedTuple):
     num_touched: Tensor | None = None
 
 
+Arriving = Callable[[], Sequence[RowGradient]]
+"""Rows that are on their way: the device waits for them, and there they are."""
+
+
 class RowSink:
     """Where backward passes leave the rows of one table's gradient, until a step takes them.
 
@@ -39,16 +43,22 @@ class RowSink:
     leave the table's `.grad` alone.
 
     Attributes:
-        num_items: V.
+        exchange: exchange(part) sends rows to the other processes that add to the same gradient,
+            and gets theirs, while backward passes go on; None: there are no others.
     """
 
     def __init__(self, num_items: int) -> None:
-        self.num_items = num_items
-        self._parts: list[RowGradient] = []
+        self.exchange: Callable[[RowGradient], Arriving] | None = None
+        self._num_items = num_items
+        self._parts: list[Arriving] = []
 
     def add(self, part: RowGradient) -> None:
         """Keeps rows, without a copy."""
-        self._parts.append(part)
+        if self.exchange is None:
+            self._parts.append(lambda: [part])
+        else:
+            # Each item once: the fewest rows, whose sums are the same for all.
+            self._parts.append(self.exchange(sum_rows([part], self._num_items)))
 
     def take(self) -> RowGradient | None:
         """The sum of what was added since the last call; None: nothing was.
@@ -56,8 +66,9 @@ class RowSink:
         Nothing waits for the device: it may be part of a captured step, whose replay writes the
         same tensors again.
         """
-        parts, self._parts = self._parts, []
-        return sum_rows(parts, self.num_items) if parts else None
+        arriving, self._parts = self._parts, []
+        parts = [part for arrive in arriving for part in arrive()]
+        return sum_rows(parts, self._num_items) if parts else None
 
 
 def look_up(table_VD: Tensor, ids: Tensor, sink: RowSink) -> Tensor:

@@ -73,7 +73,9 @@ def sum_rows(parts: Sequence[RowGradient], num_items: int, deterministic: bool) 
             )
         rank_items(touched)
         for part in parts:
-            (_add_in_order if deterministic else _add)(rows_UD, part, touched, num_items)
+            # Of items that are there once each, the order is that of the parts.
+            in_order = deterministic and part.num_touched is None
+            (_add_in_order if in_order else _add)(rows_UD, part, touched, num_items)
     return RowGradient(touched.items_U, rows_UD, touched.num_touched)
 
 
@@ -109,11 +111,8 @@ def _add_in_order(
     rows_UD: torch.Tensor, part: RowGradient, touched: Touched, num_items: int
 ) -> None:
     """Adds the rows of an item in the order of the part."""
-    items_U, width = part.items_U, rows_UD.shape[1]
-    if part.num_touched is not None:
-        past_end = torch.arange(len(items_U), device=items_U.device) >= part.num_touched
-        items_U = items_U.masked_fill(past_end, -1)
-    items_U, order = items_U.sort(stable=True)
+    width = rows_UD.shape[1]
+    items_U, order = part.items_U.sort(stable=True)
     block_d = min(_WIDEST_BLOCK, block_of(width))
     triton_table_gradient.add_segments[(len(items_U), cdiv(width, block_d))](
         rows_UD,

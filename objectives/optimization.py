@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import RowGradient, RowSink, RowWiseAdagrad, RowWiseAdam
+from kernels import RowWiseAdagrad, RowWiseAdam
 from models.transformer import Transformer
 from objectives.config import TrainingConfig
 from objectives.parallel import ALONE, Group
@@ -30,6 +30,8 @@ class Optimization:
         self._group = group
         self._parameters = list(model.parameters())
         self._sinks = [table.sink for table in model.tables if table.sink is not None]
+        for sink in self._sinks:
+            sink.exchange = group.exchange
         tables = [table.weight for table in model.tables if table.sink is not None]
         # Decay pulls on what mixes features, not on the vectors of items, positions and norms.
         matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
@@ -81,7 +83,7 @@ class Optimization:
         """Moves the weights along their gradients, and drops these."""
         grads = [each.grad for each in self._parameters if each.grad is not None]
         self._group.sum_gradients(grads)
-        rows = [self._touched(sink) for sink in self._sinks]
+        rows = [sink.take() for sink in self._sinks]
         if self._config.clip_norm:
             # Behind the touched rows there are zeros.
             grads += [gradient.rows_UD for gradient in rows if gradient is not None]
@@ -92,10 +94,6 @@ class Optimization:
             else:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-
-    def _touched(self, sink: RowSink) -> RowGradient | None:
-        gradient = sink.take()
-        return None if gradient is None else self._group.sum_touched(gradient, sink.num_items)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, but its rate."""

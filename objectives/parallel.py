@@ -11,7 +11,7 @@ Shapes: U touched items, D width.
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from enum import IntEnum
@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from kernels import RowGradient, sum_rows
+from kernels import RowGradient
+from kernels.row_gradient import Arriving
 from objectives.trial import DivergedTrial, InfeasibleTrial, MachineFault
 
 _LONGEST_WAIT = timedelta(days=1)
@@ -95,8 +96,10 @@ class Group:
             device: That of this process: a card of its own, all of one kind, or the CPU.
         """
         if device.type == "cuda":
-            # Multicast over NVLink is not to be had on every machine, and fails late.
-            os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+            # Multicast over NVLink is not to be had on every machine. Registering the buffers of
+            # captured steps does not go with memory that grows in place, see `objectives.memory`.
+            for name in ("NCCL_NVLS_ENABLE", "NCCL_GRAPH_REGISTER"):
+                os.environ.setdefault(name, "0")
             torch.cuda.set_device(device)
             dist.init_process_group("nccl", device_id=device)
         else:
@@ -192,35 +195,35 @@ class Group:
         for gradient, piece in zip(small, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
 
-    def sum_touched(self, gradient: RowGradient, num_items: int) -> RowGradient:
-        """The sum of the ranks' gradients of a table, equal bit by bit on all of them.
+    @property
+    def exchange(self) -> Callable[[RowGradient], Arriving] | None:
+        """What a `RowSink` sends rows of a table's gradient with, and gets those of all ranks.
 
-        What is sent are the touched rows, up to the bound of their number. In captured steps it
-        is the same on all ranks, for the parts of a batch have one shape there.
-
-        Args:
-            gradient: Of this rank, from a `RowSink`.
-            num_items: V.
+        They come by rank, so that their sums are equal bit by bit everywhere. The rows are sent up
+        to the bound of their number. In captured steps it is the same on all ranks, for the parts
+        of a batch have one shape there.
         """
-        if self.size == 1:
-            return gradient
-        items_U, rows_UD, num_touched = gradient
+        return None if self.size == 1 else self._exchange_rows
+
+    def _exchange_rows(self, part: RowGradient) -> Arriving:
+        items_U, rows_UD, num_touched = part
         assert num_touched is not None
         missing = max(self.agree(len(items_U))) - len(items_U)
-        parts = zip(
-            self._gather(F.pad(items_U, (0, missing))),
-            self._gather(F.pad(rows_UD, (0, 0, 0, missing))),
-            self._gather(num_touched),
-            strict=True,
-        )
-        # A part has an item once, and is added behind the one before: the order is fixed anyway.
-        return sum_rows([RowGradient(*part) for part in parts], num_items, deterministic=False)
+        if missing:
+            items_U, rows_UD = F.pad(items_U, (0, missing)), F.pad(rows_UD, (0, 0, 0, missing))
+        gathered = [self._gather(tensor) for tensor in (items_U, rows_UD, num_touched)]
+        return lambda: [RowGradient(*part) for part in zip(*(g() for g in gathered), strict=True)]
 
-    def _gather(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Those of all ranks, by rank."""
+    def _gather(self, tensor: Tensor) -> Callable[[], Sequence[Tensor]]:
+        """Those of all ranks, by rank, once they are there."""
         gathered = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
-        _all_gather(gathered, tensor)
-        return gathered.chunk(self.size)
+        work = _all_gather(gathered, tensor, async_op=True)
+
+        def arrive() -> Sequence[Tensor]:
+            work.wait()
+            return gathered.chunk(self.size)
+
+        return arrive
 
 
 ALONE = Group()
