@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives.data.batch_sizes import Shape
+from objectives.parallel import ALONE, Group
 
 Step = Callable[[Tensor, Shape], Tensor]
 """step(numbers, shape): what a training does with a batch, on the device alone; waits for nothing.
@@ -55,8 +56,10 @@ class CapturedStep:
     then there when graphs are captured, and must not lie in their memory.
     """
 
-    def __init__(self, memory: GraphMemory) -> None:
+    def __init__(self, memory: GraphMemory, group: Group = ALONE) -> None:
+        """Captures nothing yet; group: the processes that take the step together."""
         self._memory = memory
+        self._group = group
         self._graphs: dict[tuple[Shape, torch.Size], _Graph] = {}
 
     def __call__(self, step: Step, numbers: Tensor, shape: Shape) -> Tensor:
@@ -80,6 +83,8 @@ class CapturedStep:
                 # at once, for the first batch is as large as any: smaller ones fit in its memory.
                 torch.cuda.empty_cache()
             graph = self._graphs[key] = _Graph(step, numbers, shape, self._memory)
+            # A replay waits for those of all, which are there.
+            self._group.agree()
             return result if is_first else graph(numbers)
 
 

@@ -211,17 +211,17 @@ class Group:
         missing = max(self.agree(len(items_U))) - len(items_U)
         if missing:
             items_U, rows_UD = F.pad(items_U, (0, missing)), F.pad(rows_UD, (0, 0, 0, missing))
-        gathered = [self._gather(tensor) for tensor in (items_U, rows_UD, num_touched)]
-        return lambda: [RowGradient(*part) for part in zip(*(g() for g in gathered), strict=True)]
+        sent = items_U, rows_UD, num_touched
+        gathered = [each.new_empty(self.size * len(each), *each.shape[1:]) for each in sent]
+        # There is room for all that comes.
+        self.agree()
+        works = [_all_gather(*pair, async_op=True) for pair in zip(gathered, sent, strict=True)]
 
-    def _gather(self, tensor: Tensor) -> Callable[[], Sequence[Tensor]]:
-        """Those of all ranks, by rank, once they are there."""
-        gathered = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
-        work = _all_gather(gathered, tensor, async_op=True)
-
-        def arrive() -> Sequence[Tensor]:
-            work.wait()
-            return gathered.chunk(self.size)
+        def arrive() -> Sequence[RowGradient]:
+            for work in works:
+                work.wait()
+            by_rank = (each.chunk(self.size) for each in gathered)
+            return [RowGradient(*part) for part in zip(*by_rank, strict=True)]
 
         return arrive
 

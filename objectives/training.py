@@ -83,7 +83,7 @@ class Trainer:
         self._graphs = self._captured = None
         if self.device.type == "cuda":
             self._graphs = GraphMemory(self.device)
-            self._captured = CapturedStep(self._graphs)
+            self._captured = CapturedStep(self._graphs, self.group)
 
     def train_epoch(self) -> float:
         """One pass over the sequences.
