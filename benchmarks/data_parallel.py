@@ -8,8 +8,8 @@ torchrun starts a process for each, which trains on its share of every batch. SA
 large table moves by its rows. Items are drawn evenly from the catalogue: no batch of real data
 touches, and so exchanges, more rows. One epoch comes before those that are timed; it compiles, and
 captures what is captured. `step_ms` is the wall time of an epoch over its steps, as median and
-range over the epochs; `peak_bytes` is that of the process that took most. Without CUDA processes
-share the cores, and times say nothing.
+range over the epochs; `peak_bytes` is that of the process that took most, `predicted_bytes` what
+was predicted of it. Without CUDA processes share the cores, and times say nothing.
 """
 
 import argparse
@@ -27,10 +27,12 @@ import torch
 
 from benchmarks._machine import RESULTS, append, machine
 from benchmarks.table import random_sequences
+from kernels.gpu import gpu_of
 from objectives.config import TrialConfig
 from objectives.data.sequences import DeviceSequences
 from objectives.losses import build_loss
 from objectives.memory import measured_memory
+from objectives.memory_model import DataShape, MemoryModel
 from objectives.parallel import Group
 from objectives.training import Trainer
 from study.budget import format_bytes, total_memory
@@ -68,6 +70,11 @@ def _measure(shape: argparse.Namespace) -> dict[str, Any]:
         peak = max(group.agree(memory.peak))
     del trainer, model, loss
     group.leave()
+    predicted: int | str = ""
+    if gpu := gpu_of(device):
+        users = DataShape.of_length(num_items, shape.steps * shape.batch_size, length)
+        model_of_memory = MemoryModel(users, gpu, group.size)
+        predicted = model_of_memory.predict(config, total_memory(device)).peak
     median = statistics.median(step_ms)
     num_tokens = shape.batch_size * shape.max_length
     return {
@@ -85,6 +92,7 @@ def _measure(shape: argparse.Namespace) -> dict[str, Any]:
         "most_step_ms": _rounded(max(step_ms)),
         "tokens_per_second": _rounded(num_tokens / median * 1e3),
         "peak_bytes": peak,
+        "predicted_bytes": predicted,
         "memory_source": memory.source,
         "final_loss": _rounded(mean),
     }

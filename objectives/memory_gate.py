@@ -37,9 +37,11 @@ class PredictionError:
             self._peaks = [(int(p), int(m)) for p, m in json.loads(path.read_text())]
 
     @staticmethod
-    def of_card(device: torch.device) -> "PredictionError":
+    def of_card(device: torch.device, num_processes: int = 1) -> "PredictionError":
         """That of a CUDA device and this version of torch, in the cache folder."""
         name = f"{torch.cuda.get_device_name(device)} {torch.__version__}"
+        if num_processes > 1:
+            name = f"{num_processes} x {name}"
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower())
         return PredictionError(cache_folder() / "memory" / f"{slug}.json")
 
@@ -78,12 +80,17 @@ class MemoryGate:
         self.error = error
 
     @staticmethod
-    def of_card(data: PreparedData, device: torch.device) -> "MemoryGate | None":
+    def of_card(
+        data: PreparedData, device: torch.device, num_processes: int = 1
+    ) -> "MemoryGate | None":
         """That of a CUDA device; None of another, and where Triton does not compute."""
         gpu = gpu_of(device)
         if gpu is None or not triton_is_default():
             return None
-        return MemoryGate(MemoryModel(DataShape.of(data), gpu), PredictionError.of_card(device))
+        return MemoryGate(
+            MemoryModel(DataShape.of(data), gpu, num_processes),
+            PredictionError.of_card(device, num_processes),
+        )
 
     def predict(self, config: TrialConfig, budget: int) -> int:
         """The peak in bytes, corrected by what trials have taken."""

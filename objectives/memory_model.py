@@ -24,6 +24,7 @@ from objectives.data.sequences import stays_on_host
 from objectives.evaluation import batch_tokens
 from objectives.loss_config import CCE, GBCE, LossConfig, SharedNegatives
 from objectives.memory_trace import Sizes, Timeline, trace
+from objectives.parallel import Group
 
 ALIGNMENT = 512
 """Bytes; the caching allocator gives out multiples of it."""
@@ -96,9 +97,11 @@ class MemoryEstimate:
 class MemoryModel:
     """Predicts the peaks of trials on one data set and one kind of card."""
 
-    def __init__(self, data: DataShape, gpu: Gpu) -> None:
+    def __init__(self, data: DataShape, gpu: Gpu, num_processes: int = 1) -> None:
+        """Knows nothing yet; num_processes: those that share a trial. The peaks are of one."""
         self.data = data
         self.gpu = gpu
+        self.num_processes = num_processes
         self._timelines: dict[tuple[str, bool | Sizes], Timeline] = {}
 
     def predict(self, config: TrialConfig, budget: int) -> MemoryEstimate:
@@ -110,7 +113,7 @@ class MemoryModel:
         """
         config = config.resolved(self.data.num_items)
         sizes = self._sizes(config)
-        if not serves_all_sizes(config):
+        if self.num_processes > 1 or not serves_all_sizes(config):
             return self.traced(config, budget)
         names = sizes.named(config, self.gpu)
         few = names["G"] * names["K"] <= min(4 * names["V"], _MOST_CLAIMS)
@@ -133,7 +136,8 @@ class MemoryModel:
         sizes = self._sizes(config)
         key = _structure(config), sizes
         if key not in self._timelines:
-            self._timelines[key] = Timeline(trace(config, sizes, self.gpu), {})
+            group = Group(size=self.num_processes)
+            self._timelines[key] = Timeline(trace(config, sizes, self.gpu, group), {})
         return self._estimate(config, self._timelines[key].at({}, ALIGNMENT), sizes, budget)
 
     def _estimate(
@@ -157,15 +161,16 @@ class MemoryModel:
 
     def _sizes(self, config: TrialConfig) -> Sizes:
         model, training, data = config.model, config.training, self.data
+        parts = training.accumulation * self.num_processes
         is_masked = model.architecture == "bert4rec"
         shape = data.lengths.largest_shape(
             batch_size=training.batch_size,
-            parts=training.accumulation,
+            parts=parts,
             max_length=model.max_length,
             mask_share=model.mask_share if is_masked else None,
         )
         tokens = batch_tokens(
-            training,
+            training.model_copy(update={"accumulation": parts}),
             model,
             data.lengths.mean(0, model.max_length),
             len(data.lengths),

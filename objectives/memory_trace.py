@@ -32,6 +32,7 @@ from objectives.data.batch_sizes import Shape
 from objectives.data.sequences import DeviceSequences, TargetBatch
 from objectives.loss_config import LossConfig, SharedNegatives
 from objectives.losses import build_loss
+from objectives.parallel import ALONE, Group
 from objectives.training import Trainer
 
 GRADIENTS = "gradients"
@@ -233,7 +234,7 @@ class Sizes(NamedTuple):
         return 3 + 2 * shape.num_sequences + shape.num_fillers + masked
 
 
-def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
+def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu, group: Group = ALONE) -> list[Event]:
     """A training step and a batch of an evaluation: what they allocate and free, in order.
 
     It is a later step: the optimizer's state is there. Of three blocks the second one's events
@@ -243,6 +244,7 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
         config: The trial, `resolved`; of its sizes, those that `sizes` has do not count.
         sizes: See there.
         gpu: The card that is simulated.
+        group: The processes of which one is traced.
 
     Raises:
         ImportError: There is no Triton.
@@ -268,6 +270,7 @@ def trace(config: TrialConfig, sizes: Sizes, gpu: Gpu) -> list[Event]:
             DeviceSequences(two_items, _CPU),
             config.training,
             seed=0,
+            group=group,
         )
         trainer.batches.assemble = recorder.doing(  # type: ignore[method-assign]
             "activations", trainer.batches.assemble, then="activations"

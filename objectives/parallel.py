@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from kernels import RowGradient
+from kernels.gpu import is_simulated
 from kernels.row_gradient import Arriving
 from objectives.trial import DivergedTrial, InfeasibleTrial, MachineFault
 
@@ -158,8 +159,8 @@ class Group:
 
         Within `together`, a rank that has failed says so here.
         """
-        if self.size == 1:
-            return [number]
+        if self.size == 1 or is_simulated():
+            return [number] * self.size
         words = self._exchange(_Word(_Ending.NONE, number), _LONGEST_WAIT)
         if any(word.ending for word in words):
             raise _EndedElsewhereError(_worst(words))
@@ -178,7 +179,7 @@ class Group:
         """Sums a tensor over the ranks, in place."""
         if self.size > 1:
             self.agree()
-            dist.all_reduce(tensor, operation)
+            _all_reduce(tensor, operation)
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Sums gradients over the ranks, in place: small ones in one piece."""
@@ -189,8 +190,8 @@ class Group:
         self.agree()
         for gradient in gradients:
             if gradient.nbytes >= _LARGE_BYTES:
-                dist.all_reduce(gradient)
-        dist.all_reduce(flat)
+                _all_reduce(gradient)
+        _all_reduce(flat)
         pieces = torch.split(flat, [gradient.numel() for gradient in small])
         for gradient, piece in zip(small, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
@@ -215,15 +216,28 @@ class Group:
         gathered = [each.new_empty(self.size * len(each), *each.shape[1:]) for each in sent]
         # There is room for all that comes.
         self.agree()
-        works = [_all_gather(*pair, async_op=True) for pair in zip(gathered, sent, strict=True)]
+        arriving = [(each, _send(each, room)) for each, room in zip(sent, gathered, strict=True)]
 
         def arrive() -> Sequence[RowGradient]:
-            for work in works:
-                work.wait()
+            for _, wait in arriving:
+                wait()
             by_rank = (each.chunk(self.size) for each in gathered)
             return [RowGradient(*part) for part in zip(*by_rank, strict=True)]
 
         return arrive
+
+
+def _all_reduce(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+    if not is_simulated():
+        dist.all_reduce(tensor, operation)
+
+
+def _send(tensor: Tensor, gathered: Tensor) -> Callable[[], object]:
+    """Begins to gather the tensors of all ranks; what is given waits for them."""
+    if is_simulated():
+        return lambda: None
+    wait: Callable[[], object] = _all_gather(gathered, tensor, async_op=True).wait
+    return wait
 
 
 ALONE = Group()

@@ -115,15 +115,15 @@ class SequentialObjective:
         Args:
             data: What they train on.
             device: That of this process.
-            gate: Predicts their peaks (default: on CUDA, that of the card). A group has none.
+            gate: Predicts their peaks (default: on CUDA, that of the card).
             group: The processes that a trial is shared by.
         """
         self.data = data
         self.device = device
         self.group = group
         self._gate = None
-        if group.size == 1:
-            self._gate = gate or MemoryGate.of_card(data, device)
+        if group.rank == 0:
+            self._gate = gate or MemoryGate.of_card(data, device, group.size)
 
     def __call__(self, config: TrialConfig, context: TrialContext) -> TrialResult:
         """Trains with early stopping, restores the best weights, and tests once.
@@ -135,7 +135,8 @@ class SequentialObjective:
         budget = context.memory_budget
         is_near = self.check(config, budget)
         try:
-            if is_near:
+            # Alone, this process cannot take the steps of a probe.
+            if is_near and self.group.size == 1:
                 peak = self.probe(config, budget, room=self.room)
                 if peak > budget:
                     raise InfeasibleTrial(peak, "probed")
@@ -272,7 +273,7 @@ class SequentialObjective:
 
     def predicts_at_once(self, config: TrialConfig) -> bool:
         """Whether a peak is predicted without a trace of the very configuration."""
-        return serves_all_sizes(config)
+        return self.group.size == 1 and serves_all_sizes(config)
 
     def predicted_peak(self, config: TrialConfig, budget: int) -> int:
         """The peak predicted for a trial, in bytes, corrected by what others have taken."""

@@ -218,3 +218,17 @@ def test_a_trace_is_shared_by_what_differs_in_numbers_alone() -> None:
     assert len(model._timelines) == 1
     model.predict(config(loss="bce+"), BUDGET)
     assert len(model._timelines) == 2
+
+
+@pytest.mark.parametrize(("num_items", "by_rows"), [(50_000, False), (3_000_000, True)])
+def test_of_two_processes_each_has_half_a_batch_and_the_rows_of_both(
+    num_items: int, by_rows: bool
+) -> None:
+    data = data_of(num_items)
+    half = MemoryModel(data, H200).predict(config(batch_size=256), BUDGET)
+    model = MemoryModel(data, H200, 2)
+    found = model.predict(config(batch_size=512), BUDGET)
+    # A loss touches the targets, and 256 candidates of 128 rows.
+    num_rows = model._sizes(config(batch_size=512)).shape.num_rows
+    exchanged = 2 * 3 * num_rows * (4 * 128 + 8) if by_rows else 0
+    assert found.peak - half.peak == pytest.approx(exchanged, abs=20_000)
