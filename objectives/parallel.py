@@ -54,7 +54,7 @@ class _Ending(IntEnum):
 
 
 class _Word(NamedTuple):
-    """What a rank says to all.
+    """What a rank says to all; the largest has the ending that counts, and the largest peak.
 
     Attributes:
         ending: Whether the trial has ended there.
@@ -149,7 +149,7 @@ class Group:
             if self.size == 1:
                 raise
             own = _word_of(error, self.rank)
-            word = _worst(self._exchange(own, _LONGEST_WAIT_OF_FAILED))
+            word = max(self._exchange(own, _LONGEST_WAIT_OF_FAILED))
             if own.ending == word.ending and own.ending >= _Ending.STOPPED:
                 raise
             raise _outcome(word) from None
@@ -163,7 +163,7 @@ class Group:
             return [number] * self.size
         words = self._exchange(_Word(_Ending.NONE, number), _LONGEST_WAIT)
         if any(word.ending for word in words):
-            raise _EndedElsewhereError(_worst(words))
+            raise _EndedElsewhereError(max(words))
         return [word.number for word in words]
 
     def _exchange(self, word: _Word, longest_wait: timedelta) -> list[_Word]:
@@ -242,11 +242,6 @@ def _send(tensor: Tensor, gathered: Tensor) -> Callable[[], object]:
 
 ALONE = Group()
 """The only process of a trial."""
-
-
-def _worst(words: list[_Word]) -> _Word:
-    """The ending that counts, with the largest peak."""
-    return max(words)
 
 
 def _word_of(error: BaseException, rank: int) -> _Word:
