@@ -92,6 +92,7 @@ class _Followed:
     seed: int
     memory_budget: int
     checkpoint: Path | None
+    leaving: bool = False
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Rank 0 reports."""

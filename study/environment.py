@@ -1,5 +1,6 @@
 """What a trial ran on: kept with it, so that figures can be compared."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -11,14 +12,15 @@ from objectives.errors import UserError
 
 
 def choose_device(asked: str) -> torch.device:
-    """The device to train on; "auto" takes CUDA where there is one.
+    """The device to train on; "auto" takes CUDA where there is one, by torchrun's word which.
 
     Raises:
         UserError: The device does not exist.
     """
     count = torch.cuda.device_count()
     if asked == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
+        index = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", index) if count else torch.device("cpu")
     if asked == "cpu":
         return torch.device("cpu")
     index = int(asked.partition(":")[2] or 0)

@@ -291,12 +291,14 @@ class Ledger:
     def curves(self, number: Collection[int] | None = None) -> dict[int, tuple[float, ...]]:
         """The quality after each epoch of some trials, or of all that have any, by number."""
         query = (
-            sa.select(_epochs.c.number, sa.cast(_epochs.c.metrics, sa.Text).label("metrics"))
-            .where(_epochs.c.study == self.study_id)
-            .order_by(_epochs.c.number, _epochs.c.epoch)
+            sa.select(
+                tables.epochs.c.number, sa.cast(tables.epochs.c.metrics, sa.Text).label("metrics")
+            )
+            .where(tables.epochs.c.study == self.study_id)
+            .order_by(tables.epochs.c.number, tables.epochs.c.epoch)
         )
         if number is not None:
-            query = query.where(_epochs.c.number.in_(number))
+            query = query.where(tables.epochs.c.number.in_(number))
         curves: dict[int, list[float]] = {}
         with self.engine.connect() as connection:
             for part in connection.execute(query).partitions(1000):

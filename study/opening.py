@@ -24,6 +24,8 @@ def identity(spec: StudySpec, subject: Subject, budget: int) -> dict[str, Any]:
         "memory_source": subject.memory_source,
         "objectives": list(spec.objectives),
         "seed": spec.seed,
+        # None, so that studies of earlier versions agree.
+        "gpus_per_trial": spec.gpus_per_trial if spec.gpus_per_trial > 1 else None,
         **subject.identity,
     }
 

@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     spec = load_spec(vars(arguments), arguments.config)
+    if spec.gpus_per_trial > 1 and not spec.gpus:
+        raise UserError(f"--gpus-per-trial {spec.gpus_per_trial}: say with --gpus which there are")
     if not arguments.dry_run:
         from study.tracking import check_server
 

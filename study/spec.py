@@ -178,6 +178,12 @@ class StudySpec(DataConfig):
         pattern=r"^(all|\d+(,\d+)*)$",
         description="all, or their numbers such as 0,2: a worker process on each of these GPUs",
     )
+    gpus_per_trial: int = Field(
+        1,
+        ge=1,
+        description="of --gpus, how many train one trial together, each on its share of every "
+        "batch; the budget is that of each",
+    )
     workers: int | None = Field(
         None, ge=1, le=1000, description="so many worker processes on the CPU"
     )
@@ -293,6 +299,7 @@ _METAVARS = {
     "seed": "N",
     "device": "DEVICE",
     "gpus": "all|N,N",
+    "gpus_per_trial": "N",
     "workers": "N",
     "max_retries": "N",
     "output_dir": "FOLDER",

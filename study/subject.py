@@ -1,5 +1,6 @@
 """What a study is of: data that trials train on, or a table of finished runs."""
 
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -108,9 +109,12 @@ class Training:
     @cached_property
     def objective(self) -> "SequentialObjective":
         """Trains."""
+        from objectives.parallel import ALONE, Group
         from objectives.sequential import SequentialObjective
 
-        return SequentialObjective(self._data, self._device)
+        # As torchrun says it of each process of a trial.
+        group = Group.join(self._device) if "RANK" in os.environ else ALONE
+        return SequentialObjective(self._data, self._device, group=group)
 
     def budget(self, asked: int | Share | None) -> int:
         """As asked, or a share of the card or of the machine."""

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from objectives.errors import UserError
 from study import cli
 from study.spec import StudySpec
-from study.worker_process import ENDED, START_AGAIN
+from study.worker_process import ORDERS, START_AGAIN, WORK
 
 _MAX_DEATHS_IN_A_ROW = 5
 """A worker that died so often without a trial that ended in between is not started again."""
@@ -37,7 +37,9 @@ class Slot:
     Attributes:
         name: For people.
         environment: What its process has beyond this one's.
+        num_gpus: How many train a trial together.
         process: The one that runs.
+        code: The exit code that it has said.
         deaths: How often it died since a trial ended.
         starts_at: When it is to be started; None while it runs and once it has ended.
         is_over: Whether it has ended and is not started again.
@@ -45,7 +47,9 @@ class Slot:
 
     name: str
     environment: Mapping[str, str]
+    num_gpus: int = 1
     process: subprocess.Popen[str] | None = None
+    code: int | None = None
     deaths: int = 0
     starts_at: float | None = None
     is_over: bool = False
@@ -81,7 +85,9 @@ class Supervisor:
     failures: int = 0
     _began: float = field(default_factory=time.monotonic)
     _is_open: bool = False
-    _news: "queue.SimpleQueue[tuple[Slot, str | None]]" = field(default_factory=queue.SimpleQueue)
+    _news: "queue.SimpleQueue[tuple[Slot, dict[str, Any] | None]]" = field(
+        default_factory=queue.SimpleQueue
+    )
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -104,14 +110,14 @@ class Supervisor:
         """
         first = self.slots[0]
         self._start(first)
-        while True:
-            line = self._next_line(first)
-            if line is not None and line != ENDED:
+        while (said := self._next()) is None or said[1] is not None:
+            if said is not None and said[1] is not None and "study" in said[1]:
                 self._is_open = True
-                return Joined(**json.loads(line))
-            if first.process is None or first.process.poll() is not None:
-                self.code = self.code or _exit_code(first)
-                return None
+                return Joined(**said[1])
+        self.code = self.code or first.code or cli.ERROR
+        if first.code is None:
+            cli.say(f"{first.name}: its process died ({_cause(_wait(first))})")
+        return None
 
     def watch(self, on_trial: Callable[[], None]) -> None:
         """Starts the other workers, and returns when all have ended.
@@ -127,13 +133,13 @@ class Supervisor:
                     slot.starts_at, slot.is_over = None, True
                 elif slot.starts_at is not None and time.monotonic() >= slot.starts_at:
                     self._start(slot)
-            try:
-                slot, line = self._news.get(timeout=0.2)
-            except queue.Empty:
+            news = self._next()
+            if news is None:
                 continue
-            if line is None:
+            slot, said = news
+            if said is None:
                 self._ended(slot)
-            elif line == ENDED:
+            elif "ended" in said:
                 slot.deaths = 0
                 on_trial()
 
@@ -142,62 +148,66 @@ class Supervisor:
         if self.timeout is not None:
             left = self.timeout - (time.monotonic() - self._began)
             flags["timeout"] = f"{max(left, 0.0):.3f}s"
-        slot.starts_at = None
-        slot.process = process = subprocess.Popen(
-            [sys.executable, "-m", "study.worker_process"],
-            env={**os.environ, **slot.environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # A terminal's signals are ours to pass on.
-            start_new_session=True,
-        )
         asked = {
             "flags": flags,
             "config": self.config,
             "name": slot.name,
             "is_open": self._is_open,
         }
-        assert process.stdin is not None
-        try:
-            process.stdin.write(json.dumps(asked, default=str) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass  # It has died already, which its output shows.
+        launcher = []
+        if slot.num_gpus > 1:
+            launcher = ["torch.distributed.run", "--standalone"]
+            launcher += [f"--nproc-per-node={slot.num_gpus}", "-m"]
+        slot.starts_at = slot.code = None
+        slot.process = process = subprocess.Popen(
+            [sys.executable, "-m", *launcher, "study.worker_process"],
+            env={**os.environ, **slot.environment, WORK: json.dumps(asked, default=str)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A terminal's signals are ours to pass on.
+            start_new_session=True,
+        )
         threading.Thread(target=self._listen, args=(slot, process), daemon=True).start()
 
     def _listen(self, slot: Slot, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            self._news.put((slot, line.rstrip("\n")))
+            said = json.loads(line)
+            if "code" in said:
+                slot.code = said["code"]
+            else:
+                self._news.put((slot, said))
         process.wait()
         self._news.put((slot, None))
 
-    def _next_line(self, slot: Slot) -> str | None:
-        while True:
-            try:
-                return self._news.get(timeout=0.2)[1]
-            except queue.Empty:
-                continue
+    def _next(self) -> "tuple[Slot, dict[str, Any] | None] | None":
+        """What a worker has said, None where its process has ended; or nothing for a while."""
+        try:
+            return self._news.get(timeout=0.2)
+        except queue.Empty:
+            return None
 
     def _ended(self, slot: Slot) -> None:
         """Decides what becomes of a worker whose process has ended."""
-        code = _exit_code(slot)
+        code = slot.code
         if code == cli.OK or self.code:
             slot.is_over = True
         elif code in (cli.INTERRUPTED, cli.TERMINATED):
             # Asked to by study.stop, or by a signal of its own.
             slot.is_over = True
-            self.code = self.code or code
-        elif code in (cli.ERROR, cli.USAGE):
+            self.code = code
+        elif code in (None, START_AGAIN):
+            slot.deaths += 1
+            self._bury(slot)
+        else:
             slot.is_over = True
             self.failures += 1
-        else:
-            slot.deaths += 1
-            self._bury(slot, code)
 
-    def _bury(self, slot: Slot, code: int) -> None:
-        how = "cannot use its device any more" if code == START_AGAIN else f"died ({_cause(code)})"
+    def _bury(self, slot: Slot) -> None:
+        how = "cannot use its device any more"
+        if slot.code is None:
+            how = f"died ({_cause(_wait(slot))})"
         if slot.deaths >= _MAX_DEATHS_IN_A_ROW:
             cli.say(
                 f"{slot.name}: its process {how}, {slot.deaths} times without a trial that ended; "
@@ -207,17 +217,21 @@ class Supervisor:
             self.failures += 1
             return
         cli.say(f"{slot.name}: its process {how}; a new one goes on")
-        pause = 0.0 if slot.deaths <= 1 else min(2.0**slot.deaths, _LONGEST_PAUSE)
+        pause = 0.0 if slot.deaths == 1 else min(2.0**slot.deaths, _LONGEST_PAUSE)
         slot.starts_at = time.monotonic() + pause
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.code = cli.INTERRUPTED if number == signal.SIGINT else cli.TERMINATED
+        order = next(order for order, means in ORDERS.items() if means == number)
         for slot in self.slots:
-            if slot.process is not None and slot.process.poll() is None:
-                slot.process.send_signal(number)
+            if slot.process is not None and slot.process.stdin is not None:
+                # One that has ended hears nothing.
+                with suppress(OSError):
+                    slot.process.stdin.write(f"{order}\n")
+                    slot.process.stdin.flush()
 
 
-def _exit_code(slot: Slot) -> int:
+def _wait(slot: Slot) -> int:
     assert slot.process is not None
     return slot.process.wait()
 
@@ -259,13 +273,25 @@ def places(spec: StudySpec) -> list[Slot]:
         raise UserError(
             f"--gpus {spec.gpus}: {found} here; name others, or use --workers N for the CPU"
         )
+    share = spec.gpus_per_trial
+    if len(chosen) % share:
+        raise UserError(
+            f"--gpus-per-trial {share}: --gpus {spec.gpus} are {len(chosen)}, which do not make "
+            f"groups of {share}; name others"
+        )
     order = {} if "CUDA_DEVICE_ORDER" in os.environ else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    groups = [chosen[first : first + share] for first in range(0, len(chosen), share)]
     return [
         Slot(
-            f"gpu {number}",
-            {"CUDA_VISIBLE_DEVICES": visible[number], **order, **_threads(len(chosen))},
+            f"gpu {'+'.join(map(str, group))}",
+            {
+                "CUDA_VISIBLE_DEVICES": ",".join(visible[number] for number in group),
+                **order,
+                **_threads(len(chosen)),
+            },
+            len(group),
         )
-        for number in chosen
+        for group in groups
     ]
 
 

@@ -1,8 +1,11 @@
 """`python -m study.worker_process`: one worker of a study, started by `study.supervisor`.
 
-What it is to do comes as a line of JSON on its standard input, where no list of processes shows a
-password; when the input ends, so has the supervisor, and the running trial is handed back. On its
-standard output it says, a line each, that it works on the study and that a trial has ended.
+What it is to do comes in its environment, where no list of processes shows a password. On its
+standard input come orders, a line each; when the input ends, so has the supervisor, and the
+running trial is handed back. On its standard output it says, a line of JSON each, that it works on
+the study, that a trial has ended, and with which exit code it ends: without that it has died.
+
+Where several cards train a trial, torchrun starts such a process for each; rank 0 is the worker.
 """
 
 import contextlib
@@ -20,31 +23,58 @@ from study import cli
 from study.spec import StudySpec, load_spec
 
 if TYPE_CHECKING:
+    from objectives.sequential import SequentialObjective
     from study.subject import Subject
     from study.work import Work
+
+WORK = "PARETOCUT_WORK"
+"""Variable with what the process is to do, as JSON."""
+
+ORDERS = {"drain": signal.SIGINT, "now": signal.SIGTERM}
+"""What may come on the standard input, and the signal that it stands for."""
 
 START_AGAIN = 75
 """Exit code of a process that can do no more, though another one can."""
 
-ENDED = "ended"
-"""Said when a trial has ended."""
-
 
 def main() -> int:
-    """Works on a study; returns the exit code of `study.run`, or `START_AGAIN`.
+    """Works on a study, and says how that ended; it says itself why it ends with an error."""
+    asked = json.loads(os.environ.pop(WORK))
+    rank, size = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
+    if rank == 0:
+        threading.Thread(target=_obey, daemon=True).start()
+        code = _code(asked)
+        _tell({"code": code})
+        # torchrun takes any other for a fault of the machine.
+        return cli.OK if size else code
+    _, subject = _subject(asked)
+    objective: SequentialObjective = subject.objective  # type: ignore[assignment]
+    objective.follow()
+    return cli.OK
 
-    It says itself why it ends with an error.
-    """
-    asked = json.loads(sys.stdin.readline())
-    threading.Thread(target=_leave_with_the_supervisor, daemon=True).start()
+
+def _obey() -> None:
+    for line in sys.stdin:
+        os.kill(os.getpid(), ORDERS[line.strip()])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _subject(asked: dict[str, Any]) -> "tuple[StudySpec, Subject]":
+    config = asked["config"]
+    spec = load_spec(asked["flags"], None if config is None else Path(config))
+
+    from study.subject import build_subject
+
+    return spec, build_subject(spec)
+
+
+def _code(asked: dict[str, Any]) -> int:
     try:
-        config = asked["config"]
-        spec = load_spec(asked["flags"], None if config is None else Path(config))
-
-        from study.subject import build_subject
-
-        subject = build_subject(spec)
-        return _run(_open(spec, subject, wait=asked["is_open"]), subject, asked["name"])
+        spec, subject = _subject(asked)
+        code = _run(_open(spec, subject, wait=asked["is_open"]), subject, asked["name"])
+        if spec.gpus_per_trial > 1:
+            subject.objective.end()  # type: ignore[attr-defined]
+        return code
     except UserError as error:
         cli.say(f"python -m study.run: {error}")
         return cli.USAGE
@@ -55,11 +85,6 @@ def main() -> int:
             raise
         cli.say(f"{asked['name']}: {cli.sentence(error)}; this worker ends")
         return cli.ERROR
-
-
-def _leave_with_the_supervisor() -> None:
-    sys.stdin.read()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _open(spec: StudySpec, subject: "Subject", *, wait: bool) -> "Work":
@@ -87,9 +112,9 @@ def _run(work: "Work", subject: "Subject", name: str) -> int:
     class Progress(StudyProgress):
         def ended(self, record: StudyRecord, trial: TrialRecord) -> None:
             super().ended(record, trial)
-            _tell(ENDED)
+            _tell({"ended": trial.number})
 
-    _tell(json.dumps({"study": work.name, "total": work.total, "notes": subject.notes}))
+    _tell({"study": work.name, "total": work.total, "notes": subject.notes})
     console = Console(stderr=True, soft_wrap=True)
     with Progress(work.total, console, live=False, speaker=name) as progress:
         failure = work.run(progress)
@@ -100,9 +125,9 @@ def _run(work: "Work", subject: "Subject", name: str) -> int:
     return work.code
 
 
-def _tell(line: Any) -> None:
+def _tell(what: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(line, flush=True)
+        print(json.dumps(what), flush=True)
 
 
 if __name__ == "__main__":
