@@ -167,10 +167,12 @@ class SequentialObjective:
 
     def _check_parts(self, training: TrainingConfig) -> None:
         """Refuses batches that cannot be shared out."""
+        if self.group.size == 1:
+            return
         parts = training.accumulation * self.group.size
         num_sequences = len(self.data.train)
         smallest = num_sequences // -(-num_sequences // training.batch_size)
-        if self.group.size > 1 and smallest < parts:
+        if smallest < parts:
             raise UserError(
                 f"batches of {smallest} sequences (--space.batch_size {training.batch_size}) do "
                 f"not make {parts} parts (--space.accumulation {training.accumulation} on "
