@@ -4,9 +4,9 @@ python -m benchmarks.retried [--data FILE] [--n-trials 4] [--max-epochs N] [--ki
     [--output FILE]
 
 The same deterministic study twice, by `python -m study.run` with one supervised worker: once left
-alone, once with its worker killed (SIGKILL) at random moments while it trains. `equal` says whether
-every trial has the same quality, metrics and peak in both; `redone_epochs` is how many epochs of a
-killed try its next one trained again, at most.
+alone, once with its worker killed (SIGKILL) at random moments while it trains. `equal` says
+whether every trial has the same quality, metrics and peak in both; `redone_epochs` is how many
+epochs of a killed try its next one trained again, at most.
 """
 
 import argparse
@@ -93,7 +93,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--within", type=float, default=4.0, help="seconds until a kill, at most")
     parser.add_argument("--output", type=Path, default=RESULTS / "retried.csv")
-    arguments, arguments.space = parser.parse_known_args()
+    arguments, space = parser.parse_known_args()
+    arguments.space = space
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         alone, _ = run(arguments, Path(one), 0)
         killed, kills = run(arguments, Path(other), arguments.kills)

@@ -4,16 +4,18 @@ python -m benchmarks.scaling [--workers 1 2 4 8] [--data FILE] [--n-trials 64] [
     [--recorded TABLE] [--storage URL] [--sampler random] [--output FILE]
 
 The same study by `python -m study.run`, with one worker on each of so many GPUs, or, of recorded
-trainings, with so many on the CPU. Every trial trains for the same number of epochs. `span_seconds`
-is from the first trial's start to the last one's end, and what `trials_an_hour` is of;
-`wall_seconds` is that of the whole command. `busy_share` is the time in which an objective ran, of
-all workers' spans; `overhead_ms` the rest of a trial's own time, for sampler and storage, as median;
-`idle_share` what is between trials, the waiting for the last one included. `cold_start_seconds` is
-from the start of the command to the first step, `warm_start_seconds` from a trial's end to the
-first step of the worker's next, as median; the validation of an epoch counts as part of them.
+trainings, with so many on the CPU. Every trial trains for the same number of epochs.
+`span_seconds` is from the first trial's start to the last one's end, and what `trials_an_hour` is
+of; `wall_seconds` is that of the whole command. `busy_share` is the time in which an objective
+ran, of all workers' spans; `overhead_ms` the rest of a trial's own time, for sampler and storage,
+as median; `idle_share` what is between trials, the waiting for the last one included.
+`cold_start_seconds` is from the start of the command to the first step, `warm_start_seconds` from
+a trial's end to the first step of the worker's next, as median; the validation of an epoch counts
+as part of them.
 """
 
 import argparse
+import itertools
 import statistics
 import subprocess
 import sys
@@ -93,7 +95,8 @@ def row_of(ledger: Ledger, workers: int, began_at: datetime) -> dict[str, Any]:
 
 
 def _span(trial: TrialRecord) -> float:
-    assert trial.started and trial.finished
+    assert trial.started is not None
+    assert trial.finished is not None
     return (trial.finished - trial.started).total_seconds()
 
 
@@ -109,7 +112,7 @@ def _starts(
     warm = []
     for worker in {trial.worker for trial in trials}:
         own = [trial for trial in trials if trial.worker == worker and trial.number in first_steps]
-        for earlier, later in zip(own, own[1:], strict=False):
+        for earlier, later in itertools.pairwise(own):
             assert earlier.finished
             warm.append(first_steps[later.number] - earlier.finished.timestamp())
     return min(first_steps.values()) - began_at.timestamp(), warm
@@ -128,7 +131,8 @@ def main() -> None:
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--storage", help="(default: a PostgreSQL of its own)")
     parser.add_argument("--output", type=Path, default=RESULTS / "scaling.csv")
-    arguments, arguments.space = parser.parse_known_args()
+    arguments, space = parser.parse_known_args()
+    arguments.space = space
     with storage_of(arguments), tempfile.TemporaryDirectory() as folder:
         for workers in arguments.workers:
             row = {**machine(), **run(arguments, workers, Path(folder))}
