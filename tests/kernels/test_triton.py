@@ -315,7 +315,7 @@ def check(case: Case, device: torch.device) -> None:
     assert_within(ours, peers, truth_of(case, given), case.dtype, rounding)
 
 
-ROWS_BY_GROUP_SIZE = {1: 7, 3: 11, 1000: 19}
+ROWS_BY_GROUP_SIZE = {1: 4, 3: 5, 1000: 19}
 """With more rows than a program holds in the last, which is one pool."""
 GROUP_SIZES = tuple(ROWS_BY_GROUP_SIZE)
 SAMPLERS = (
@@ -352,7 +352,10 @@ def every_case(*variants: dict[str, Any]) -> pytest.MarkDecorator:
 
 
 BINARY: list[dict[str, Any]] = [
-    *({"sampler": sampler, "extras": True, "ignored": True} for sampler in SAMPLERS[:-1]),
+    *(
+        {"sampler": sampler, "extras": True, "ignored": True}
+        for sampler in ("uniform", "popularity", "in-batch", "weighted lists", "met lists")
+    ),
     {"width": 300, "num_candidates": 70},
     {"dtype": BF16, "extras": True},
     {"dtype": FP16, "extras": True, "ignored": True},
@@ -366,7 +369,7 @@ BINARY: list[dict[str, Any]] = [
 
 
 @every_case(
-    *({"sampler": sampler} for sampler in SAMPLERS),
+    {},
     *({"sampler": sampler, "extras": True, "ignored": True} for sampler in SAMPLERS),
     {"num_items": 50, "num_candidates": 40, "ignored": True},
     {"width": 300, "extras": True},
@@ -405,9 +408,15 @@ def test_errors_are_within_those_of_pytorch(case: Case, device: torch.device) ->
     check(case, device)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-@pytest.mark.parametrize("dtype", [BF16, FP16])
-@pytest.mark.parametrize("sampler", ["uniform", "lists"])
+@pytest.mark.parametrize(
+    ("sampler", "dtype", "reduction"),
+    [
+        ("uniform", BF16, "sum"),
+        ("uniform", FP16, "none"),
+        ("lists", BF16, "none"),
+        ("lists", FP16, "sum"),
+    ],
+)
 def test_a_pool_of_half_precision(
     sampler: str, dtype: torch.dtype, reduction: str, device: torch.device
 ) -> None:
@@ -517,24 +526,22 @@ def row_strided(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor], -1)[..., : tensor.shape[-1]]
 
 
-@pytest.mark.parametrize("layout", [strided, transposed, row_strided])
 @every_case(*({"sampler": sampler, "extras": True} for sampler in ("uniform", "full")))
-def test_inputs_need_not_be_contiguous(
-    case: Case, layout: Callable[[Tensor], Tensor], device: torch.device
-) -> None:
+def test_inputs_need_not_be_contiguous(case: Case, device: torch.device) -> None:
     given = case.inputs(device)
     expected = values(case, case.loss, given)
     assert given.bias_V is not None
-    laid = Inputs(
-        layout(given.states_ND.detach()),
-        layout(given.table_VD.detach()),
-        strided(given.bias_V.detach()),
-        given.logit_scale,
-        strided(given.targets_N),
-    )
-    for ours, theirs in zip(values(case, case.loss, laid), expected, strict=True):
-        assert ours is not None
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    for layout in (strided, transposed, row_strided):
+        laid = Inputs(
+            layout(given.states_ND.detach()),
+            layout(given.table_VD.detach()),
+            strided(given.bias_V.detach()),
+            given.logit_scale,
+            strided(given.targets_N),
+        )
+        for ours, theirs in zip(values(case, case.loss, laid), expected, strict=True):
+            assert ours is not None
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
 @every_case({"sampler": "uniform"}, {"sampler": "full"})
@@ -622,9 +629,8 @@ def test_a_deterministic_gradient_repeats_bit_by_bit(case: Case, device: torch.d
         torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("sampler", ["uniform", "popularity"])
-@every_case({}, {"group_size": 1}, {"table_gradient": "touched"})
+@pytest.mark.parametrize(("sampler", "deterministic"), [("uniform", False), ("popularity", True)])
+@every_case({}, {"table_gradient": "touched"})
 def test_an_offset_on_the_device_is_added_to_the_seed(
     case: Case, sampler: str, deterministic: bool, device: torch.device
 ) -> None:
@@ -658,10 +664,23 @@ def test_touched_rows_are_those_of_candidates_and_targets(
     assert grad.indices()[0].tolist() == sorted(touched)
 
 
-@pytest.mark.parametrize("num_candidates", [13, 270])
-@pytest.mark.parametrize("sampler", ["uniform", "weighted lists", "full"])
+@pytest.mark.parametrize(
+    ("sampler", "group_size", "num_candidates"),
+    [
+        ("uniform", 3, 13),
+        ("uniform", 3, 270),
+        ("uniform", 1000, 270),
+        ("weighted lists", 3, 270),
+        ("weighted lists", 1000, 13),
+        ("full", 1000, 270),
+    ],
+)
 def test_few_rows_share_their_candidates_among_programs(
-    sampler: str, num_candidates: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    sampler: str,
+    group_size: int,
+    num_candidates: int,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from kernels import launch
 
@@ -669,26 +688,25 @@ def test_few_rows_share_their_candidates_among_programs(
         return launch.launch_config(*arguments)._replace(programs=1 << 20)
 
     monkeypatch.setattr("kernels.triton_plan.launch_config", launch_config)
-    for group_size in (3, 1000):
-        case = Case(
-            sampler,
-            group_size,
-            num_rows=7,
-            num_items=270,
-            num_candidates=num_candidates,
-            extras=True,
-            ignored=True,
-        )
-        check(case, device)
+    case = Case(sampler, group_size, 5, 270, num_candidates, extras=True, ignored=True)
+    check(case, device)
 
 
-@pytest.mark.parametrize("sampler", ["uniform", "popularity", "lists"])
-@pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("table_gradient", ["dense", "touched"])
+@pytest.mark.parametrize(
+    ("sampler", "deterministic", "table_gradient"),
+    [
+        ("uniform", False, "dense"),
+        ("uniform", True, "touched"),
+        ("popularity", True, "dense"),
+        ("popularity", False, "touched"),
+        ("lists", False, "dense"),
+        ("lists", True, "touched"),
+    ],
+)
 def test_rows_are_sorted_in_several_passes_and_items_summed_in_several_segments(
-    table_gradient: str,
-    deterministic: bool,
     sampler: str,
+    deterministic: bool,
+    table_gradient: str,
     device: torch.device,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -809,7 +827,7 @@ def test_candidates_are_those_of_the_reference_bit_by_bit(
 
 @pytest.mark.parametrize("loss", ["sampled-1", "sampled-4", "full"])
 def test_a_model_learns_as_with_the_eager_backend(loss: str, device: torch.device) -> None:
-    num_items, num_steps = 12, 5
+    num_items, num_steps = 12, 3
     torch.manual_seed(0)
     ids_BL = torch.randint(0, num_items, (3, 4), device=device)
     curves = []
@@ -819,7 +837,7 @@ def test_a_model_learns_as_with_the_eager_backend(loss: str, device: torch.devic
             torch.manual_seed(1)
             config = ModelConfig(max_length=3, width=16, num_blocks=1, dropout=0.0)
             model = config.build(num_items).to(device)
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.04)
             curve = []
             for step in range(num_steps):
                 states_ND = model(ids_BL[:, :-1].flatten(), Packing.of([3] * 3, device))
