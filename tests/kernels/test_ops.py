@@ -19,7 +19,7 @@ from kernels._faults import CANDIDATE, TARGET, Faults, mark_bad_ids
 from kernels.candidates import Draws
 from kernels.reference import Problem
 
-NUM_ROWS, NUM_ITEMS, WIDTH = 7, 13, 6
+NUM_ROWS, NUM_ITEMS, WIDTH = 5, 9, 6
 
 
 class Inputs(NamedTuple):
@@ -134,7 +134,7 @@ def flat_arguments(given: Inputs, draws: Draws | None) -> tuple[Any, ...]:
 
 DRAWS = [
     pytest.param(Draws(5, 3), id="drawn"),
-    pytest.param(Draws(2, ids_GK=torch.tensor([[1, -1], [2, 2], [0, 5]])), id="given"),
+    pytest.param(Draws(2, ids_GK=torch.tensor([[1, -1], [2, 2]])), id="given"),
     pytest.param(None, id="full"),
 ]
 
@@ -269,7 +269,7 @@ def test_a_compiled_model_may_use_either_backend(backend: str, device: torch.dev
     torch._dynamo.reset()
     model = Model().to(device)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for num_rows in (9, 14):
+    for num_rows in (4, 7):
         given = inputs(device, num_rows=num_rows, needs=(False,) * 4)
         assert_compiled_equals_eager(model, compiled, given, 3)
         ids_GK = torch.arange(2 * -(-num_rows // 2), device=device).view(-1, 2) % NUM_ITEMS
@@ -293,7 +293,7 @@ def test_touched_rows_break_the_graph(backend: str, device: torch.device) -> Non
 def test_what_needs_no_gradient_gets_none(loss: Loss, backend: str, device: torch.device) -> None:
     every = inputs(device)
     expected = torch.autograd.grad(total(loss, every), every.leaves)
-    for needed in ({0}, {1}, {2}, {3}, {0, 3}, {1, 2}, {0, 1, 3}):
+    for needed in ({0}, {1}, {2}, {3}, {1, 2}):
         given = inputs(device, needs=[leaf in needed for leaf in range(4)])
         total(loss, given).backward()  # type: ignore[no-untyped-call]
         for number, (leaf, grad) in enumerate(zip(given.leaves, expected, strict=True)):
@@ -322,8 +322,7 @@ def test_a_graph_may_be_walked_again(loss: Loss, backend: str, device: torch.dev
     given = inputs(device)
     value = total(loss, given)
     expected = torch.autograd.grad(total(loss, given), given.leaves)
-    for _ in range(2):
-        close(torch.autograd.grad(value, given.leaves, retain_graph=True), expected)
+    close(torch.autograd.grad(value, given.leaves, retain_graph=True), expected)
     # One at a time: what was made in place is not taken for what was saved.
     for leaf, grad in zip(given.leaves, expected, strict=True):
         close(torch.autograd.grad(value, leaf, retain_graph=True), [grad])
@@ -652,10 +651,9 @@ def test_ids_of_no_item_become_empty_slots(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("triton_backend")
-@pytest.mark.parametrize("bad", [NUM_ITEMS, -1, 1 << 40])
 @pytest.mark.parametrize("loss", [full, sampled(1), sampled(3), sampled(100)])
 def test_a_target_out_of_range_has_no_loss_and_no_gradient(
-    loss: Loss, bad: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    loss: Loss, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device.type == "cpu":
         # As on a GPU, where nobody waits to look.
@@ -664,7 +662,9 @@ def test_a_target_out_of_range_has_no_loss_and_no_gradient(
         monkeypatch.setattr(faults_module, "_OF_DEVICE", {device: faults})
         monkeypatch.setattr(_ops, "check_ids", lambda problem: None)
     given, ignoring = inputs(device), inputs(device)
-    given.targets_N[1], ignoring.targets_N[1] = bad, -100
+    bad_N = torch.tensor([0, 1, 3], device=device)
+    given.targets_N[bad_N] = torch.tensor([NUM_ITEMS, -1, 1 << 40], device=device)
+    ignoring.targets_N[bad_N] = -100
     loss_N, lse_N = loss(given, reduction="none", return_lse=True)
     grads = torch.autograd.grad(loss_N.nan_to_num().sum() + lse_N.sum(), given.leaves)
     if device.type == "cuda":
@@ -672,7 +672,7 @@ def test_a_target_out_of_range_has_no_loss_and_no_gradient(
     with pytest.raises(ValueError, match=r"^targets_N of an earlier call"):
         loss(ignoring)
     expected_N, expected_lse_N = loss(ignoring, reduction="none", return_lse=True)
-    assert loss_N[1].isnan()
+    assert loss_N[bad_N].isnan().all()
     assert torch.equal(loss_N.nan_to_num(), expected_N)
     assert torch.equal(lse_N, expected_lse_N)
     close(grads, torch.autograd.grad(expected_N.sum() + expected_lse_N.sum(), ignoring.leaves))
