@@ -357,14 +357,16 @@ def test_autocast_and_layout_and_gradients_change_nothing(
 def test_the_peak_does_not_grow_with_the_catalogue(backend: str, device: torch.device) -> None:
     if device.type != "cpu":
         pytest.skip("needs every tensor tracked")
-    num_rows, sizes = 40, (512, 2048)
+    pytest.importorskip("triton")
+    num_rows, sizes = 40, (2048, 4096)
     states_BD, seen = torch.ones(num_rows, 2), as_tensors([(0, 0)], device)
     targets_B = torch.ones(num_rows, dtype=torch.int64)
     peaks: list[int] = []
-    with ranking_on(backend, tile_elements=4096):
+    # Nothing is launched: the interpreter lets go of tensors whenever it likes.
+    with ranking_on(backend, tile_elements=4096), simulated_gpu(Gpu(9, 1)):
         for num_items in sizes:
-            table_VD = torch.ones(num_items, 2)
             with measured_memory(device, 1 << 40) as memory:
+                table_VD = torch.ones(num_items, 2)
                 top_k(states_BD, table_VD, 10, seen)
                 target_ranks(states_BD, table_VD, targets_B, seen)
             peaks.append(memory.peak - table_VD.nbytes)
