@@ -50,8 +50,5 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name: str = request.param
     if name == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("no triton")
-    if name == "triton" and not torch.cuda.is_available():
-        # The interpreter computes every element of a block, meant or not.
-        monkeypatch.setattr("kernels.triton_row_updates._BLOCK_ELEMENTS", 128)
     monkeypatch.setenv("PARETOCUT_KERNELS", name)
     return name

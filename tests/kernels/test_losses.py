@@ -71,21 +71,15 @@ def extras(targets_N: Tensor, num_items: int = 9) -> tuple[Tensor, Tensor]:
 
 
 @every_loss
-@pytest.mark.parametrize("needed", [0, 1, 2, 3, None])
-def test_gradients_pass_gradcheck(loss: Loss, needed: int | None) -> None:
+def test_gradients_pass_gradcheck(loss: Loss) -> None:
     states_ND, table_VD, targets_N = inputs(6)
     leaves = (states_ND, table_VD, *extras(targets_N))
-    for number, leaf in enumerate(leaves):
-        leaf.requires_grad_(needed in (None, number))
 
     def both(states_ND: Tensor, table_VD: Tensor, bias_V: Tensor, scale: Tensor) -> Any:
         options = {"bias_V": bias_V, "logit_scale": scale, "return_lse": True}
         return loss(states_ND, table_VD, targets_N, reduction="none", **options)
 
     assert torch.autograd.gradcheck(both, leaves)
-    sum(both(*leaves)).sum().backward()
-    for number, leaf in enumerate(leaves):
-        assert (leaf.grad is not None) == (needed in (None, number))
 
 
 def eager(loss: Loss, num_candidates: int, group_size: int) -> Loss:
@@ -274,17 +268,6 @@ def test_one_state_may_be_expanded_to_all_rows(loss: Loss) -> None:
     assert_close(ours, values(loss, row.repeat(8, 1), table_VD, targets_N), 1e-13)
 
 
-@every_loss
-@pytest.mark.parametrize("tile_elements", [1, 2, 5, 17, 64, 333])
-def test_the_size_of_the_tiles_changes_nothing(
-    loss: Loss, tile_elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = inputs(23)
-    whole = values(loss, *arguments)
-    monkeypatch.setattr(reference, "TILE_ELEMENTS", tile_elements)
-    assert_close(values(loss, *arguments), whole, 1e-13)
-
-
 @pytest.mark.parametrize(
     "loss",
     [full_cross_entropy, sampled(1, 256), sampled(32, 256), sampled(10_000, 256)],
@@ -301,7 +284,7 @@ def test_the_peak_grows_by_what_is_returned_and_two_numbers_a_row(
             loss(*arguments).backward()  # type: ignore[no-untyped-call]
         return memory.peak
 
-    few, many = 128, 1024
+    few, many = 128, 384
     peak_of_a_step(few)  # fills the caches of constants
     growth = (peak_of_a_step(many) - peak_of_a_step(few)) / (many - few)
     given = 8 * 4 + 8  # state and target, where an operator passes them on

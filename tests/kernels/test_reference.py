@@ -489,7 +489,7 @@ def test_an_item_may_be_the_target_that_is_ignored(other: int) -> None:
     assert touched_items(item).tolist() == touched_items(usual).tolist() == [0, 1, 5, 6]
 
 
-@pytest.mark.parametrize("tile_elements", [1, 2, 5, 17, 64, 333])
+@pytest.mark.parametrize("tile_elements", [1, 17, 64])
 @pytest.mark.parametrize("group_size", [1, 4, 100])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_size_of_the_tiles_changes_nothing(

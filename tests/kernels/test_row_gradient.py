@@ -166,7 +166,7 @@ def step(
     """Backward through lookups and a loss; without sinks by autograd."""
     generator = torch.Generator().manual_seed(seed)
     ids_T, targets_N = (
-        torch.randint(len(table), (10,), generator=generator).to(table.device)
+        torch.randint(len(table), (6,), generator=generator).to(table.device)
         for table in (inputs, outputs)
     )
     states_ND = look_up(inputs, ids_T, sinks[0]) if sinks else F.embedding(ids_T, inputs).float()
@@ -182,7 +182,7 @@ def step(
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize(("num_steps", "group_size"), [(1, 1), (3, 4), (1, 100)])
+@pytest.mark.parametrize(("num_steps", "group_size"), [(1, 1), (2, 4), (1, 100)])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_of_a_tied_table_it_is_the_dense_gradient(
     deterministic: bool, num_steps: int, group_size: int, device: torch.device
