@@ -87,9 +87,18 @@ def command(
     return run
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage without studies, whose tables take longer to make than to copy."""
+    path = tmp_path_factory.mktemp("database") / "study.db"
+    connect(f"sqlite:///{path}").engine.dispose()
+    return path
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    ledger = Ledger.create(connect(f"sqlite:///{tmp_path / 'study.db'}"), "s", IDENTITY)
+def ledger(tmp_path: Path, empty_database: Path) -> Ledger:
+    path = shutil.copy(empty_database, tmp_path)
+    ledger = Ledger.create(connect(f"sqlite:///{path}"), "s", IDENTITY)
     ledger.study.sampler = tpe(0)
     return ledger
 
