@@ -152,13 +152,13 @@ def test_candidates_are_estimated(capsys: pytest.CaptureFixture[str], candidates
 def test_the_largest_value_of_every_other_configuration(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--memory-budget", "400MiB", "--largest", "batch-size", "--width", "32", "512"]
-    code, out, _ = run_here(capsys, *SIZE, *asked, "--num-heads", "8")
+    asked = ["--memory-budget", "400MiB", "--largest", "batch-size", "--width", "32", "128", "512"]
+    code, out, _ = run_here(capsys, *SIZE, *asked, "--num-heads", "4")
     assert code == cli.OK
-    small, large = (line.split()[:2] for line in out.splitlines()[1:3])
-    assert small[0] == "32"
-    assert int(small[1]) > 1
-    assert large == ["512", "none,"]
+    rows = [line.split()[:2] for line in out.splitlines()[1:4]]
+    assert [width for width, _ in rows] == ["32", "128", "512"]
+    assert int(rows[0][1]) > int(rows[1][1])
+    assert rows[2][1] == "none,"
     whole = estimated(capsys, *SIZE, "--memory-budget", "80GiB", "--largest", "max-length")
     (row,) = whole["configurations"]
     assert (row["config"]["max_length"], row["is_most_of_data"]) == (60, True)
