@@ -81,13 +81,12 @@ def test_a_complete_trial(ledger: Ledger, build_worker: BuildWorker) -> None:
     assert epoch.metrics[QUALITY] == 0.1
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize(
-    ("objectives", "values"),
+    ("sampler", "objectives", "values"),
     [
-        (["quality"], (0.1,)),
-        (["quality", "time"], (0.1, 0.5)),
-        (["quality", "memory", "time"], (0.1, 1000, 0.5)),
+        ("tpe", ["quality"], (0.1,)),
+        ("random", ["quality", "time"], (0.1, 0.5)),
+        ("tpe", ["quality", "memory", "time"], (0.1, 1000, 0.5)),
     ],
 )
 def test_a_trial_tells_what_the_study_searches_for(
@@ -95,9 +94,9 @@ def test_a_trial_tells_what_the_study_searches_for(
     build_worker: BuildWorker,
     space: Space,
     tmp_path: Path,
+    sampler: str,
     objectives: list[str],
     values: tuple[float, ...],
-    sampler: str,
 ) -> None:
     storage = connect(f"sqlite:///{tmp_path / 'other.db'}")
     made = Ledger.create(storage, "other", {**ledger.identity, "objectives": objectives})
