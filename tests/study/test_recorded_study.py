@@ -42,6 +42,7 @@ def record(name: str) -> StudyRecord:
     return read(find(name, None, Path("runs")))
 
 
+@pytest.mark.usefixtures("made_store")
 def test_a_table_that_comes_with_paretocut_is_searched_without_a_gpu(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "study.run", "--recorded", "beauty", "--n-trials", "9"]
     done = subprocess.run(
@@ -82,11 +83,13 @@ def test_a_table_that_comes_with_paretocut_is_searched_without_a_gpu(tmp_path: P
             assert trial.seconds == pytest.approx(cell.seconds * trial.epochs / cell.epochs, 0.2)
 
 
+@pytest.mark.usefixtures("made_store")
 def test_without_pruning_all_train_to_their_end(folder: Path) -> None:
     assert run("beauty", "--n-trials", "9", "--pruning", "none") == cli.OK
     assert len(record("beauty").complete) == 9
 
 
+@pytest.mark.usefixtures("made_store")
 def test_a_file_of_several_data_sets_and_what_is_over_the_budget(folder: Path) -> None:
     assert run("runs.csv:music", "--n-trials", "3", "--memory-budget", "4GiB") == cli.OK
     found = record("music")
@@ -99,6 +102,7 @@ def test_a_file_of_several_data_sets_and_what_is_over_the_budget(folder: Path) -
     assert run("runs.csv:music", "--n-trials", "5", "--memory-budget", "4GiB") == cli.USAGE
 
 
+@pytest.mark.usefixtures("made_store")
 def test_the_space_is_that_of_the_table(folder: Path) -> None:
     space = space_of(RecordedObjective(folder / "runs.csv", "music"))
     assert list(space.open) == ["loss", "negatives"]

@@ -186,7 +186,7 @@ def test_runs_of_a_table_have_their_loss_and_no_quality_if_they_diverged(folder:
     assert ({"batch_size": 64.0, "loss": "cce"}, None) in runs
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "made_store")
 def test_a_study_starts_from_a_study_and_from_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--study", "first", "--n-trials", "6") == cli.OK
     # By these the largest batch that trains is the best, and is the first to be tried.
@@ -199,7 +199,7 @@ def test_a_study_starts_from_a_study_and_from_a_table(capsys: pytest.CaptureFixt
     assert first.params != cold.params
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "made_store")
 def test_a_storage_that_begins_has_nothing_but_tables_to_start_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
