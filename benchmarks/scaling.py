@@ -9,6 +9,7 @@ trainings, with so many on the CPU. Every trial trains for the same number of ep
 of; `wall_seconds` is that of the whole command. `busy_share` is the time in which an objective
 ran, of all workers' spans; `overhead_ms` the rest of a trial's own time, for sampler and storage,
 as median; `idle_share` what is between trials, the waiting for the last one included.
+`beyond_ms` is from a trial's end to that of the worker's next, less its objective, as median.
 `cold_start_seconds` is from the start of the command to the first step, `warm_start_seconds` from
 a trial's end to the first step of the worker's next, as median; the validation of an epoch counts
 as part of them.
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,11 @@ def row_of(ledger: Ledger, workers: int, began_at: datetime) -> dict[str, Any]:
     ends = [trial.finished for trial in trials if trial.finished]
     span = (max(ends) - min(starts)).total_seconds()
     cold, warm = _starts(ledger, trials, began_at)
+    beyond = [
+        (later.finished - earlier.finished).total_seconds() - (0.0 if recorded else later.seconds)
+        for earlier, later in _pairs(trials)
+        if earlier.finished and later.finished and later.seconds is not None
+    ]
     return {
         "finished": len(record.finished),
         "failed": sum(trial.outcome == "failed" for trial in trials),
@@ -86,6 +92,7 @@ def row_of(ledger: Ledger, workers: int, began_at: datetime) -> dict[str, Any]:
             1e3 * statistics.median(a - b for a, b in zip(spans, busy, strict=True)), 1
         ),
         "idle_share": round(1 - sum(spans) / (span * workers), 4),
+        "beyond_ms": round(1e3 * statistics.median(beyond), 1) if beyond else "",
         "cold_start_seconds": round(cold, 2),
         "warm_start_seconds": round(statistics.median(warm), 3) if warm else "",
         "hypervolume": round(
@@ -109,13 +116,18 @@ def _starts(
         if epoch.epoch == 1:
             took = epoch.metrics.get("train/epoch_seconds", 0.0)
             first_steps[epoch.number] = epoch.recorded_at.timestamp() - took
-    warm = []
-    for worker in {trial.worker for trial in trials}:
-        own = [trial for trial in trials if trial.worker == worker and trial.number in first_steps]
-        for earlier, later in itertools.pairwise(own):
-            assert earlier.finished
-            warm.append(first_steps[later.number] - earlier.finished.timestamp())
+    warm = [
+        first_steps[later.number] - earlier.finished.timestamp()
+        for earlier, later in _pairs(trials)
+        if earlier.finished and later.number in first_steps
+    ]
     return min(first_steps.values()) - began_at.timestamp(), warm
+
+
+def _pairs(trials: Sequence[TrialRecord]) -> Iterator[tuple[TrialRecord, TrialRecord]]:
+    """Each trial with the next one of its worker."""
+    for worker in {trial.worker for trial in trials}:
+        yield from itertools.pairwise(trial for trial in trials if trial.worker == worker)
 
 
 def main() -> None:

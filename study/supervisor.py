@@ -109,14 +109,16 @@ class Supervisor:
         It says itself why.
         """
         first = self.slots[0]
-        self._start(first)
-        while (said := self._next()) is None or said[1] is not None:
-            if said is not None and said[1] is not None and "study" in said[1]:
+        first.starts_at = 0.0
+        while not first.is_over:
+            self._start_what_is_due()
+            slot, said = self._next() or (first, {})
+            if said is None:
+                self._ended(slot)
+            elif "study" in said:
                 self._is_open = True
-                return Joined(**said[1])
+                return Joined(**said)
         self.code = self.code or first.code or cli.ERROR
-        if first.code is None:
-            cli.say(f"{first.name}: its process died ({_cause(_wait(first))})")
         return None
 
     def watch(self, on_trial: Callable[[], None]) -> None:
@@ -128,20 +130,20 @@ class Supervisor:
         for slot in self.slots[1:]:
             slot.starts_at = 0.0
         while not all(slot.is_over for slot in self.slots):
-            for slot in self.slots:
-                if slot.starts_at is not None and self.code:
-                    slot.starts_at, slot.is_over = None, True
-                elif slot.starts_at is not None and time.monotonic() >= slot.starts_at:
-                    self._start(slot)
-            news = self._next()
-            if news is None:
-                continue
-            slot, said = news
+            self._start_what_is_due()
+            slot, said = self._next() or (self.slots[0], {})
             if said is None:
                 self._ended(slot)
             elif "ended" in said:
                 slot.deaths = 0
                 on_trial()
+
+    def _start_what_is_due(self) -> None:
+        for slot in self.slots:
+            if slot.starts_at is not None and self.code:
+                slot.starts_at, slot.is_over = None, True
+            elif slot.starts_at is not None and time.monotonic() >= slot.starts_at:
+                self._start(slot)
 
     def _start(self, slot: Slot) -> None:
         flags = {**self.flags, "gpus": None, "workers": None}
