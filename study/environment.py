@@ -5,18 +5,22 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from objectives.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def choose_device(asked: str) -> torch.device:
+
+def choose_device(asked: str) -> "torch.device":
     """The device to train on; "auto" takes CUDA where there is one, by torchrun's word which.
 
     Raises:
         UserError: The device does not exist.
     """
+    import torch
+
     count = torch.cuda.device_count()
     if asked == "auto":
         index = int(os.environ.get("LOCAL_RANK", "0"))
@@ -30,16 +34,18 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def describe(device: torch.device) -> dict[str, str]:
-    """Card, driver, versions and commit, as tags."""
+def describe(device: "torch.device | None") -> dict[str, str]:
+    """Card, driver, versions and commit, as tags; None: nothing is trained, nor torch imported."""
     tags = {
         "paretocut": _own_version(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "optuna": version("optuna"),
         "device": str(device),
     }
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         tags["gpu"] = torch.cuda.get_device_name(device)
         tags["driver"] = _driver()
     if commit := _commit():

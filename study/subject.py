@@ -182,11 +182,9 @@ class Recorded:
 
     def tags(self) -> dict[str, str]:
         """Versions."""
-        import torch
-
         from study.environment import describe
 
-        return describe(torch.device("cpu")) | {"device": self.place}
+        return describe(None) | {"device": self.place}
 
 
 def build_subject(spec: StudySpec) -> Subject:
