@@ -23,7 +23,7 @@ from study import cli
 from study.spec import StudySpec
 from study.worker_process import ORDERS, START_AGAIN, WORK
 
-_MAX_DEATHS_IN_A_ROW = 5
+_MAX_DEATHS_IN_A_ROW = 8
 """A worker that died so often without a trial that ended in between is not started again."""
 
 _LONGEST_PAUSE = 30.0
@@ -106,10 +106,12 @@ class Supervisor:
     def start(self) -> Joined | None:
         """Starts the first worker, which opens the study; None if it could not: see `code`.
 
-        It says itself why.
+        It says itself why. The others are started, too, and wait with all imported.
         """
         first = self.slots[0]
-        first.starts_at = 0.0
+        for slot in self.slots:
+            if slot is first or slot.num_gpus == 1:
+                slot.starts_at = 0.0
         while not first.is_over:
             self._start_what_is_due()
             slot, said = self._next() or (first, {})
@@ -127,8 +129,10 @@ class Supervisor:
         Args:
             on_trial: Called whenever a trial has ended.
         """
+        self._say("go")
         for slot in self.slots[1:]:
-            slot.starts_at = 0.0
+            if slot.process is None:
+                slot.starts_at = 0.0
         while not all(slot.is_over for slot in self.slots):
             self._start_what_is_due()
             slot, said = self._next() or (self.slots[0], {})
@@ -155,6 +159,7 @@ class Supervisor:
             "config": self.config,
             "name": slot.name,
             "is_open": self._is_open,
+            "waits": not self._is_open and slot is not self.slots[0],
         }
         launcher = []
         if slot.num_gpus > 1:
@@ -224,7 +229,9 @@ class Supervisor:
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.code = cli.INTERRUPTED if number == signal.SIGINT else cli.TERMINATED
-        order = next(order for order, means in ORDERS.items() if means == number)
+        self._say(next(order for order, means in ORDERS.items() if means == number))
+
+    def _say(self, order: str) -> None:
         for slot in self.slots:
             if slot.process is not None and slot.process.stdin is not None:
                 # One that has ended hears nothing.

@@ -31,7 +31,9 @@ WORK = "PARETOCUT_WORK"
 """Variable with what the process is to do, as JSON."""
 
 ORDERS = {"drain": signal.SIGINT, "now": signal.SIGTERM}
-"""What may come on the standard input, and the signal that it stands for."""
+"""What may come on the standard input, and the signal that it stands for; beside "go"."""
+
+_GO = threading.Event()
 
 START_AGAIN = 75
 """Exit code of a process that can do no more, though another one can."""
@@ -55,7 +57,9 @@ def main() -> int:
 
 def _obey() -> None:
     for line in sys.stdin:
-        os.kill(os.getpid(), ORDERS[line.strip()])
+        if (order := line.strip()) in ORDERS:
+            os.kill(os.getpid(), ORDERS[order])
+        _GO.set()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -70,6 +74,8 @@ def _subject(asked: dict[str, Any]) -> "tuple[StudySpec, Subject]":
 
 def _code(asked: dict[str, Any]) -> int:
     try:
+        if asked["waits"]:
+            _wait(is_training=not asked["flags"].get("recorded"))
         spec, subject = _subject(asked)
         code = _run(_open(spec, subject, wait=asked["is_open"]), subject, asked["name"])
         if spec.gpus_per_trial > 1:
@@ -85,6 +91,15 @@ def _code(asked: dict[str, Any]) -> int:
             raise
         cli.say(f"{asked['name']}: {cli.sentence(error)}; this worker ends")
         return cli.ERROR
+
+
+def _wait(*, is_training: bool) -> None:
+    """Until the first worker has opened the study; what takes seconds is imported meanwhile."""
+    import study.work  # noqa: F401
+
+    if is_training:
+        import objectives.sequential  # noqa: F401
+    _GO.wait()
 
 
 def _open(spec: StudySpec, subject: "Subject", *, wait: bool) -> "Work":
