@@ -10,9 +10,8 @@ epochs of a killed try its next one trained again, at most.
 """
 
 import argparse
-import os
+import contextlib
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks._machine import RESULTS, append, machine
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace, folder: Path, kills: int) -> tuple[Ledger
                 time.sleep(draw.uniform(0, arguments.within))
                 for row in live_workers(ledger):
                     if read(ledger).trials[running[0].number].outcome == "running":
-                        os.kill(int(row.worker.rsplit(":", 2)[1]), signal.SIGKILL)
-                        done += 1
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            psutil.Process(int(row.worker.rsplit(":", 2)[1])).kill()
+                            done += 1
     if process.returncode:
         sys.exit(process.returncode)
     return find("retried", None, folder), done

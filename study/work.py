@@ -6,6 +6,7 @@ from functools import partial
 
 from objectives.errors import UserError
 from objectives.trial import DeviceLost
+from study import cli
 from study.ledger import TOTAL, default_storage
 from study.opening import open_study
 from study.progress import StudyProgress
@@ -58,7 +59,7 @@ class Work:
         self.start_again = False
         self._spec, self._subject = spec, subject
         self._tags = subject.tags()
-        self._stop = Stop(print)
+        self._stop = Stop(cli.say)
         place = self._tags.get("gpu", subject.place)
         self._presence = Presence(self.ledger, place, self._obey)
         record = read(self.ledger)

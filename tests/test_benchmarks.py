@@ -84,3 +84,16 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         (found,) = csv.DictReader(stream)
     assert (found["processes"], found["num_tokens"]) == ("2", "12")
     assert float(found["tokens_per_second"]) > 0
+
+
+def test_what_workers_cost_is_measured_of_recorded_trainings_too(tmp_path: Path) -> None:
+    output = tmp_path / "scaling.csv"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--recorded", "beauty"]
+    command += ["--workers", "2", "--n-trials", "6", "--output", str(output)]
+    command += ["--storage", f"sqlite:///{tmp_path / 'study.db'}"]
+    subprocess.run(command, check=True, capture_output=True)
+    with output.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["workers"], row["finished"], row["failed"]) == ("2", "6", "0")
+    assert float(row["span_seconds"]) > 0
+    assert float(row["idle_share"]) < 1

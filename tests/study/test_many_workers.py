@@ -104,6 +104,18 @@ def test_thirty_workers_at_once_race_for_the_last_trial(
     check_whole(read(shared), 10)
 
 
+def test_clocks_that_differ_do_no_harm(shared: Ledger, crew: Callable[[int], Crew]) -> None:
+    three = crew(30)
+    for hours in (-1.0, 0.0, 1.0):
+        three.start(hours_ahead=hours)
+    assert three.join() == [0] * 3
+    record = read(shared)
+    check_whole(record, 30)
+    assert len(record.trials) == 30, "nobody was taken for lost"
+    starts = [trial.started.hour for trial in record.trials if trial.started]
+    assert len(set(starts)) >= 2, "clocks did differ"
+
+
 def test_workers_that_are_killed_lose_no_trial(
     shared: Ledger, crew: Callable[[int], Crew]
 ) -> None:

@@ -299,6 +299,19 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
         server.wait()
 
 
+def test_artifacts_that_cannot_be_written_cost_neither_trial_nor_run(
+    ledger: Ledger, build_worker: BuildWorker, tmp_path: Path, store: str
+) -> None:
+    (tmp_path / "artifacts").touch()  # where a folder is to be made
+    tracker, _ = track(ledger, store, tmp_path, lambda _: build_worker(succeed).run(2))
+    assert tracker.untold
+    assert len(read(ledger).complete) == 2
+    (tmp_path / "artifacts").unlink()
+    tracker, _ = track(ledger, store, tmp_path)
+    assert not tracker.untold
+    assert all(run.closed for number, run in ledger.runs().items() if number != PARENT)
+
+
 def test_a_server_that_dies_midway_is_told_when_it_is_back(
     ledger: Ledger, build_worker: BuildWorker, tmp_path: Path
 ) -> None:
