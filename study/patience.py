@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from study import cli
 from study.credentials import hide_password
@@ -32,6 +32,8 @@ _Result = TypeVar("_Result")
 def is_passing(error: BaseException) -> bool:
     """Whether a database failed for a reason that passes, so that it may be asked again."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    if isinstance(cause, PendingRollbackError):
+        return True  # Optuna went on in a session whose connection was lost.
     if not isinstance(cause, DBAPIError):
         return False
     state = str(getattr(cause.orig, "sqlstate", None) or "")
@@ -50,7 +52,7 @@ def ridden_out(call: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
         for tries in range(_TRIES):
             try:
                 return call(*args, **kwargs)
-            except (StorageInternalError, DBAPIError) as error:
+            except (StorageInternalError, SQLAlchemyError) as error:
                 if not is_passing(error):
                     raise
             time.sleep(0.05 * tries)

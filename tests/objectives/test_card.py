@@ -153,7 +153,7 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Hold:
         (4.0, 12.0, False),
         (4.1, 12.0, True),
         (0.9, 16.0, False),  # of the whole card, the driver and this process have a part
-        (1.1, 16.0, True),
+        (2.1, 16.0, True),
         (14.0, 1.0, False),
     ],
 )

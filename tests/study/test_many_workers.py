@@ -154,7 +154,7 @@ def test_a_database_that_goes_away_and_comes_back_costs_nothing(
         crew.start(3)
         while len(live_workers(ledger)) < 3:
             time.sleep(0.05)
-        for _ in range(3):
+        for _ in range(2):
             seen = len(read(ledger).complete)
             while len(read(ledger).complete) < min(seen + 3, 60):
                 time.sleep(0.05)
