@@ -258,16 +258,23 @@ class Ledger:
             yield
 
     @ridden_out
-    def record_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Keeps what a trial reported; a repeated epoch (after a crash) replaces the earlier."""
+    def record_epoch(self, number: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Keeps what a trial reported; a repeated epoch (after a crash) replaces the earlier.
+
+        Returns:
+            Whether it was kept; not where the trial has failed, as that of a lost worker.
+        """
         key = {"study": self.study_id, "number": number, "epoch": epoch}
         with self.engine.begin() as connection:
+            if state_of(connection, self.study.study_name, number) == "FAIL":
+                return False
             connection.execute(sa.delete(tables.epochs).where(*_equal(tables.epochs, key)))
             connection.execute(
                 sa.insert(tables.epochs).values(
                     **key, recorded_at=datetime.now(UTC), metrics=dict(metrics)
                 )
             )
+        return True
 
     @ridden_out
     def epochs(self, number: int | Collection[int] | None = None, after: int = 0) -> list[Epoch]:

@@ -116,14 +116,14 @@ def stored_trials(
     ]
 
 
-def state_of(connection: sa.Connection, study: str, number: int) -> str:
-    """The state of one trial, in Optuna's words."""
+def state_of(connection: sa.Connection, study: str, number: int) -> str | None:
+    """The state of one trial, in Optuna's words; None where there is no such trial."""
     query = (
         sa.select(_trials.c.state)
         .select_from(_trials.join(_studies, _trials.c.study_id == _studies.c.study_id))
         .where(_studies.c.study_name == study, _trials.c.number == number)
     )
-    return str(connection.execute(query).scalar_one())
+    return connection.execute(query).scalar_one_or_none()
 
 
 def fingerprint(connection: sa.Connection, study: str) -> tuple[Any, ...]:

@@ -31,6 +31,7 @@ class Work:
         sources: Finished studies that the search starts from.
         code: 0, or the exit code of what stopped it.
         start_again: Whether another process can do what this one cannot any more.
+        handed_back: Whether it left a trial before its end.
     """
 
     def __init__(self, spec: StudySpec, subject: Subject) -> None:
@@ -56,7 +57,7 @@ class Work:
         storage = spec.storage or default_storage(spec.output_dir, self.name)
         self.ledger = open_study(spec, storage, self.name, subject)
         self.code = 0
-        self.start_again = False
+        self.start_again = self.handed_back = False
         self._spec, self._subject = spec, subject
         self._tags = subject.tags()
         self._stop = Stop(cli.say)
@@ -115,7 +116,7 @@ class Work:
             self.start_again = isinstance(error.__cause__, DeviceLost)
             return str(error)
         except KeyboardInterrupt:
-            pass
+            self.handed_back = True
         self.code = self._stop.code
         return ""
 

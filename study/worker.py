@@ -363,9 +363,8 @@ class Worker:
         self, number: int, stops_before: int
     ) -> Callable[[int, Mapping[str, float]], None]:
         def report(epoch: int, metrics: Mapping[str, float]) -> None:
-            if not self.ledger.is_running(number):
+            if not self.ledger.record_epoch(number, epoch, metrics):
                 raise LostTrialError
-            self.ledger.record_epoch(number, epoch, metrics)
             self._progress.epoch(number, epoch, metrics)
             self._wake()
             if self._stop.leaving:

@@ -77,8 +77,11 @@ def _code(asked: dict[str, Any]) -> int:
         if asked["waits"]:
             _wait(is_training=not asked["flags"].get("recorded"))
         spec, subject = _subject(asked)
-        code = _run(_open(spec, subject, wait=asked["is_open"]), subject, asked["name"])
-        if spec.gpus_per_trial > 1:
+        work = _open(spec, subject, wait=asked["is_open"])
+        code = _run(work, subject, asked["name"])
+        is_well = code not in (cli.ERROR, START_AGAIN)
+        # In the middle of a trial the others listen for something else; they end with this one.
+        if spec.gpus_per_trial > 1 and is_well and not work.handed_back:
             subject.objective.end()  # type: ignore[attr-defined]
         return code
     except UserError as error:

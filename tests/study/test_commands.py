@@ -475,6 +475,19 @@ def test_a_share_of_the_memory_is_the_same_budget_after_a_reboot(
     assert run("2GB", 4e9)[0] == cli.OK
 
 
+def test_who_has_less_memory_than_the_study_allows_cannot_join_it(
+    tiny_csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    run = ["--data", "tiny.csv", *SMALL, "--timeout", "0s"]
+    assert run_here(capsys, *run, "--memory-budget", "3GiB")[0] == cli.OK
+    machine = SimpleNamespace(total=2 << 30, available=2 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
+    code, sentence = run_here(capsys, *run)
+    assert code == cli.USAGE
+    assert "--memory-budget 3.00 GiB: the machine has 2.00 GiB" in sentence
+
+
 @pytest.mark.usefixtures("made_store")
 def test_a_study_without_a_trial_that_trained_exits_with_3(
     tiny_csv: Path, command: Command

@@ -149,6 +149,7 @@ def test_sigterm_hands_all_trials_back(
         (["--gpus", "all"], "--gpus all: the driver shows no GPU"),
         (["--gpus", "0", "--workers", "2"], "--workers 2: --gpus 0 has one each; leave one out"),
         (["--gpus", "0", "--device", "cpu"], "--device cpu: --gpus 0 says it; leave one out"),
+        (["--gpus-per-trial", "2"], "--gpus-per-trial 2: say with --gpus which there are"),
         (["--workers", "0"], "--workers 0: input should be greater than or equal to 1"),
         (["--max-retries", "-1"], "--max-retries -1: input should be greater than or equal to 0"),
     ],
@@ -181,6 +182,11 @@ def test_gpus_are_those_that_the_user_lets_see(monkeypatch: pytest.MonkeyPatch) 
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in both] == ["3", "GPU-5ba"]
     (one,) = places(StudySpec(gpus="1"))
     assert one.environment["CUDA_VISIBLE_DEVICES"] == "GPU-5ba"
+    (pair,) = places(StudySpec(gpus="all", gpus_per_trial=2))
+    assert (pair.name, pair.num_gpus) == ("gpu 0+1", 2)
+    assert pair.environment["CUDA_VISIBLE_DEVICES"] == "3,GPU-5ba"
+    with pytest.raises(UserError, match="--gpus 0 are 1, which do not make groups of 2"):
+        places(StudySpec(gpus="0", gpus_per_trial=2))
     monkeypatch.delenv("OMP_NUM_THREADS")
     (alone, *_) = places(StudySpec(workers=1000))
     assert alone.environment == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
