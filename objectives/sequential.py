@@ -77,12 +77,15 @@ def _arithmetic(config: TrainingConfig) -> Iterator[None]:
     """
     is_fixed = config.arithmetic == "deterministic"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8" if is_fixed else ":4096:2:16:8")
-    before = torch.are_deterministic_algorithms_enabled()
+    if is_fixed == torch.are_deterministic_algorithms_enabled():
+        # To say it again would import torch's compiler, in three seconds.
+        yield
+        return
     torch.use_deterministic_algorithms(is_fixed)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(not is_fixed)
 
 
 @dataclass(frozen=True)
