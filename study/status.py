@@ -116,7 +116,7 @@ def _print(
         print(f"trial {number} is running, {len(running[number])} epochs done, by a lost worker")
     retries = sum(trial.retry_of is not None for trial in record.trials)
     if retries:
-        print(f"{retries} trials were tried again after the machine failed")
+        print(f"{retries} trials were tried again after a fault or a hand-back")
     if given_up := _given_up(record):
         numbers = ", ".join(str(trial.number) for trial in given_up)
         print(f"given up, until python -m study.retry: trial {numbers}")
