@@ -1,12 +1,11 @@
 """Does a training that is killed reach what it would have reached, and how much is done again?
 
-python -m benchmarks.retried [--data FILE] [--n-trials 4] [--max-epochs N] [--kills N]
-    [--output FILE]
+python -m benchmarks.retried [--data FILE] [--max-epochs N] [--kills N] [--output FILE]
 
-The same deterministic study twice, by `python -m study.run` with one supervised worker: once left
-alone, once with its worker killed (SIGKILL) at random moments while it trains. `equal` says
-whether every trial has the same quality, metrics and peak in both; `redone_epochs` is how many
-epochs of a killed try its next one trained again, at most.
+The same deterministic study of one trial twice, by `python -m study.run` with one supervised
+worker: once left alone, once with its worker killed (SIGKILL) at random moments while it trains.
+`equal` and `equal_peak` say whether it has the same metrics, and the same peak, in both;
+`redone_epochs` is how many epochs of a killed try its next one trained again, at most.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -25,7 +23,7 @@ import torch
 from benchmarks._machine import RESULTS, append, machine
 from objectives.errors import UserError
 from study.ledger import Ledger
-from study.records import StudyRecord, find, read
+from study.records import TrialRecord, find, read
 from study.workers import live_workers
 
 
@@ -35,7 +33,7 @@ def run(arguments: argparse.Namespace, folder: Path, kills: int) -> tuple[Ledger
     epochs = str(arguments.max_epochs)
     command = [sys.executable, "-m", "study.run", "--study", "retried", *place]
     command += ["--data", str(arguments.data), "--min-item-users", "1", "--columns.time", "none"]
-    command += ["--n-trials", str(arguments.n_trials), "--output-dir", str(folder)]
+    command += ["--n-trials", "1", "--output-dir", str(folder)]
     command += ["--sampler", "random", "--pruning", "none", "--max-retries", "100"]
     command += ["--space.max_epochs", epochs, "--space.patience", epochs]
     command += ["--space.arithmetic", "deterministic", *arguments.space]
@@ -76,12 +74,9 @@ def redone(ledger: Ledger) -> int:
     return most
 
 
-def _reached(record: StudyRecord) -> list[Any]:
-    trials = [trial for trial in record.trials if trial.outcome == "complete"]
-    return sorted(
-        (sorted(trial.params.items()), sorted(trial.metrics.items()), trial.peak_memory)
-        for trial in trials
-    )
+def _trained(ledger: Ledger) -> TrialRecord:
+    (trial,) = read(ledger).complete
+    return trial
 
 
 def main() -> None:
@@ -89,7 +84,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path(".data/ml-1m.parquet"))
-    parser.add_argument("--n-trials", type=int, default=4)
     parser.add_argument("--max-epochs", type=int, default=10)
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--within", type=float, default=4.0, help="seconds until a kill, at most")
@@ -102,12 +96,12 @@ def main() -> None:
         row = {
             **machine(),
             "data": arguments.data.stem,
-            "n_trials": arguments.n_trials,
             "max_epochs": arguments.max_epochs,
             "kills": kills,
             "failed": sum(trial.outcome == "failed" for trial in read(killed).trials),
             "redone_epochs": redone(killed),
-            "equal": _reached(read(alone)) == _reached(read(killed)),
+            "equal": _trained(alone).metrics == _trained(killed).metrics,
+            "equal_peak": _trained(alone).peak_memory == _trained(killed).peak_memory,
         }
     append(arguments.output, [row])
     for name, value in row.items():
