@@ -1,12 +1,10 @@
 """A PostgreSQL for a benchmark that is given none."""
 
 import argparse
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from tests.postgres import Postgres
+from tests.postgres import serving
 
 
 @contextmanager
@@ -15,9 +13,6 @@ def storage_of(arguments: argparse.Namespace) -> Iterator[None]:
     if arguments.storage is not None:
         yield
         return
-    with tempfile.TemporaryDirectory() as folder:
-        server = Postgres(Path(folder), durable=True)
-        server.start()
+    with serving(durable=True) as server:
         arguments.storage = server.url("benchmark")
         yield
-        server.stop()

@@ -340,9 +340,9 @@ class Worker:
             )
         trial.set_user_attr(RESULT, result)
         if values is None:
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            self._study.tell(trial, values)
+            self._study.tell(trial, values, skip_if_finished=True)
 
     def _fail(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
         """Ends a trial that is to be tried again."""

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests.postgres import Postgres
+from tests.postgres import Postgres, serving
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile(
@@ -58,8 +57,5 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A server of this session; tests take a database of their own each."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = Postgres(Path(folder))
-        server.start()
+    with serving() as server:
         yield server
-        server.stop()

@@ -5,6 +5,9 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -87,3 +90,13 @@ class Postgres:
             group=None if owner is None else owner.pw_gid,
             extra_groups=None if owner is None else [],
         )
+
+
+@contextmanager
+def serving(*, durable: bool = False) -> Iterator[Postgres]:
+    """A server that is there within the block, with its data in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Postgres(Path(folder), durable=durable)
+        server.start()
+        yield server
+        server.stop()

@@ -1,23 +1,18 @@
 """The server that other tests rely on."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from tests.postgres import Postgres
+from tests.postgres import Postgres, serving
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    with tempfile.TemporaryDirectory() as folder:
-        server = Postgres(Path(folder), durable=True)
-        server.start()
+    with serving(durable=True) as server:
         yield server
-        server.stop()
 
 
 def count(url: str) -> int:

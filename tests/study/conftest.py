@@ -4,7 +4,6 @@ import importlib
 import io
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from study.space import Space, build_space
 from study.tracking import build_client
 from study.worker import Worker
 from study.workers import Presence
-from tests.postgres import Postgres
+from tests.postgres import Postgres, serving
 
 IDENTITY = {
     "data": {"name": "tiny", "digest": "0", "split": "leave-one-out"},
@@ -53,11 +52,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
     """A server that a test may stop and kill."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = Postgres(Path(folder), durable=True)
-        server.start()
+    with serving(durable=True) as server:
         yield server
-        server.stop()
 
 
 @pytest.fixture

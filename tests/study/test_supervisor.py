@@ -18,7 +18,8 @@ from study import cli
 from study.ledger import Ledger
 from study.records import find, read
 from study.spec import StudySpec
-from study.supervisor import places
+from study.supervisor import Slot, Supervisor, places
+from study.worker_process import START_AGAIN
 from study.workers import live_workers
 from tests.postgres import Postgres
 from tests.study.conftest import Command
@@ -172,6 +173,22 @@ def test_what_a_worker_refuses_is_said_once(
     assert process.returncode == cli.USAGE
     assert errors.count("the smallest of the recorded runs took") == 1
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_process_that_lost_its_card_is_replaced_until_it_helps_no_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slot = Slot("gpu 0", {}, code=START_AGAIN)
+    supervisor = Supervisor([slot], {}, None, None)
+    for _ in range(7):
+        supervisor._ended(slot)
+        assert slot.starts_at is not None
+        assert not slot.is_over
+    assert "gpu 0: its process cannot use its device any more; a new" in capsys.readouterr().err
+    supervisor._ended(slot)
+    assert slot.is_over
+    assert supervisor.failures == 1
+    assert "8 times without a trial that ended" in capsys.readouterr().err
 
 
 def test_gpus_are_those_that_the_user_lets_see(monkeypatch: pytest.MonkeyPatch) -> None:

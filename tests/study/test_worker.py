@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from objectives.config import TrialConfig
 from objectives.trial import (
     QUALITY,
+    DeviceLost,
     DivergedTrial,
     InfeasibleTrial,
     MachineFault,
@@ -595,10 +596,19 @@ def test_a_trial_that_others_run_counts_and_is_waited_for(
     assert ledger.study.trials[1].params == others.params
 
 
-def test_a_full_disk_ends_the_run_at_once(ledger: Ledger, build_worker: BuildWorker) -> None:
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(MachineFailedError, match="No space left"):
-        build_worker(raising(full)).run(3)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        DeviceLost("cuda:0: an illegal memory access was encountered"),
+    ],
+)
+def test_what_the_process_cannot_go_on_with_ends_the_run_at_once(
+    ledger: Ledger, build_worker: BuildWorker, error: Exception
+) -> None:
+    with pytest.raises(MachineFailedError, match=str(error.args[-1])) as caught:
+        build_worker(raising(error)).run(3)
+    assert caught.value.__cause__ is error
     assert [trial.state for trial in ledger.study.trials] == [TrialState.FAIL, TrialState.WAITING]
     build_worker(succeed).run(1)
     assert read(ledger).trials[1].retry_of == 0
