@@ -4,10 +4,11 @@ python -m benchmarks.chaos [--storage URL] [--workers 8] [--n-trials 1000] [--ki
     [--every SECONDS] [--sampler random] [--output FILE]
 
 A study of recorded trainings by `python -m study.run --workers N`, whose worker processes are
-killed (SIGKILL), one at random after another, until so many are. `lost` are trials that failed and
-were not tried again, `doubled` those that were tried again twice, `beyond` trials above the total,
-`gaps` numbers that no trial has. `same_front` says whether the front is that of the same
-configurations looked up in the table without any fault.
+killed (SIGKILL), one at random after another, as the trials end, so that the last is killed near
+the end of the study: a kill for two trials, by default, and at least some seconds apart. `lost`
+are trials that failed and were not tried again, `doubled` those that were tried again twice,
+`beyond` trials above the total, `gaps` numbers that no trial has. `same_front` says whether the
+front is that of the same configurations looked up in the table without any fault.
 """
 
 import argparse
@@ -54,14 +55,17 @@ def run(arguments: argparse.Namespace, folder: Path) -> tuple[StudyRecord, int, 
     begin = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         ledger: Ledger | None = None
+        record: StudyRecord | None = None
         while process.poll() is None:
             time.sleep(arguments.every)
             try:
                 ledger = ledger or find(_STUDY, arguments.storage, folder)
+                record = read(ledger, known=record)
                 victims = _victims(ledger)
             except (UserError, SQLAlchemyError, StorageInternalError):
                 continue
-            if victims and kills < arguments.kills:
+            due = arguments.kills * len(record.finished) / (0.98 * arguments.n_trials)
+            if victims and kills < min(due, arguments.kills):
                 try:
                     psutil.Process(draw.choice(victims)).kill()
                 except psutil.NoSuchProcess:
@@ -111,7 +115,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--n-trials", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--every", type=float, default=0.5)
+    parser.add_argument("--every", type=float, default=0.1)
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--output", type=Path, default=RESULTS / "chaos.csv")
     arguments = parser.parse_args()

@@ -12,26 +12,32 @@ as median; `idle_share` what is between trials, the waiting for the last one inc
 `beyond_ms` is from a trial's end to that of the worker's next, less its objective, as median.
 `cold_start_seconds` is from the start of the command to the first step, `warm_start_seconds` from
 a trial's end to the first step of the worker's next, as median; the validation of an epoch counts
-as part of them.
+as part of them. `gpu_idle_share` is the time in which no kernel ran, by NVML, in the span of the
+command from its first step on, as mean of the cards. `growth` is the hypervolume over the wall
+time: seconds since the first trial's start, and what it was from then on.
 """
 
 import argparse
+import contextlib
 import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pynvml
+
 from benchmarks._machine import RESULTS, append, machine
 from benchmarks._storage import storage_of
 from study.front import hypervolume
 from study.ledger import Ledger
-from study.records import TrialRecord, find, read
+from study.records import StudyRecord, TrialRecord, find, read
 
 
 def run(arguments: argparse.Namespace, workers: int, folder: Path) -> dict[str, Any]:
@@ -51,18 +57,49 @@ def run(arguments: argparse.Namespace, workers: int, folder: Path) -> dict[str, 
         command += ["--space.max_epochs", epochs, "--space.patience", epochs]
         command += arguments.space
     began_at, begin = datetime.now(UTC), time.perf_counter()
-    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    used = [] if arguments.recorded else range(arguments.first_gpu, arguments.first_gpu + workers)
+    with _watched(used) as busy:
+        code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     seconds = time.perf_counter() - begin
     if code:
         sys.exit(code)
+    row = row_of(find(name, arguments.storage, folder), workers, began_at)
+    first = row["cold_start_seconds"]
+    since = [share for after, share in busy if first <= after <= first + row["span_seconds"]]
     return {
         "workers": workers,
         "n_trials": arguments.n_trials,
         "data": arguments.recorded or arguments.data.stem,
         "sampler": arguments.sampler,
         "wall_seconds": round(seconds, 1),
-        **row_of(find(name, arguments.storage, folder), workers, began_at),
+        **row,
+        "gpu_idle_share": round(1 - statistics.mean(since), 4) if since else "",
     }
+
+
+@contextlib.contextmanager
+def _watched(gpus: Sequence[int]) -> Iterator[list[tuple[float, float]]]:
+    """How busy cards are within the block: seconds since its start, and the mean share."""
+    busy: list[tuple[float, float]] = []
+    if not gpus:
+        yield busy
+        return
+    pynvml.nvmlInit()
+    cards = [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in gpus]
+    begin, ended = time.perf_counter(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            shares = [pynvml.nvmlDeviceGetUtilizationRates(card).gpu / 100 for card in cards]
+            busy.append((time.perf_counter() - begin, statistics.mean(shares)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield busy
+    finally:
+        ended.set()
+        thread.join()
 
 
 def row_of(ledger: Ledger, workers: int, began_at: datetime) -> dict[str, Any]:
@@ -98,7 +135,19 @@ def row_of(ledger: Ledger, workers: int, began_at: datetime) -> dict[str, Any]:
         "hypervolume": round(
             hypervolume(list(map(record.point, record.complete)), *record.limits), 5
         ),
+        "growth": " ".join(_growth(record, min(starts))),
     }
+
+
+def _growth(record: StudyRecord, began_at: datetime) -> Iterator[str]:
+    """When the hypervolume grew: "seconds:what it was from then on"."""
+    before, points = 0.0, []
+    for trial in sorted(record.complete, key=lambda trial: trial.finished or began_at):
+        assert trial.finished is not None
+        points.append(record.point(trial))
+        if (now := hypervolume(points, *record.limits)) > before:
+            before = now
+            yield f"{(trial.finished - began_at).total_seconds():.1f}:{now:.5f}"
 
 
 def _span(trial: TrialRecord) -> float:

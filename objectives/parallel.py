@@ -209,6 +209,9 @@ class Group:
     def _exchange_rows(self, part: RowGradient) -> Arriving:
         items_U, rows_UD, num_touched = part
         assert num_touched is not None
+        if rows_UD.is_cuda:
+            # Half of what travels, and what matrix products there are computed from.
+            rows_UD = rows_UD.bfloat16()
         missing = max(self.agree(len(items_U))) - len(items_U)
         if missing:
             items_U, rows_UD = F.pad(items_U, (0, missing)), F.pad(rows_UD, (0, 0, 0, missing))

@@ -29,6 +29,7 @@ def build_sampler(
     budget: int = 0,
     objectives: Sequence[str] = DEFAULT_OBJECTIVES,
     sources: "Sequence[Source]" = (),
+    num_workers: int = 0,
 ) -> optuna.samplers.BaseSampler:
     """The sampler of a name.
 
@@ -42,8 +43,11 @@ def build_sampler(
         budget: Bytes that a trial may allocate.
         objectives: Of the study.
         sources: Finished studies that "front" starts from.
+        num_workers: Workers the study had before; those that come together must not draw the same.
     """
-    seed = (seed + num_trials * 7919) % 2**32
+    if name == "random":
+        return RandomSampler(seed)
+    seed = (seed + num_trials * 7919 + num_workers * 104_729) % 2**32
     match name:
         case "tpe":
             return tpe(seed)
@@ -51,8 +55,6 @@ def build_sampler(
             return optuna.samplers.GPSampler(seed=seed)
         case "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed)
-        case "random":
-            return optuna.samplers.RandomSampler(seed=seed)
         case "grid":
             return GridSampler(space, seed, peak, budget)
     assert peak is not None
@@ -70,6 +72,21 @@ def tpe(seed: int) -> optuna.samplers.TPESampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of `group`
         return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+
+
+class RandomSampler(optuna.samplers.RandomSampler):
+    """Independent draws that follow from the seed and the number of the trial alone.
+
+    However many workers a study has, and however often it was stopped, they are the same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._seed = seed
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Begins the draws of a trial."""
+        self._rng.rng.seed((self._seed, trial.number))
 
 
 class GridSampler(optuna.samplers.RandomSampler):

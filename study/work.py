@@ -66,8 +66,7 @@ class Work:
         record = read(self.ledger)
         self.ledger.study.sampler = build_sampler(
             sampler,
-            # Workers that come at the same time must not draw the same.
-            spec.seed + self._presence.ordinal * 104_729,
+            spec.seed,
             len(record.trials),
             subject.space,
             partial(objective.predicted_peak, budget=record.budget)
@@ -76,6 +75,7 @@ class Work:
             record.budget,
             spec.objectives,
             self.sources,
+            self._presence.ordinal,
         )
         self.total = spec.n_trials
         if isinstance(self.ledger.study.sampler, GridSampler):

@@ -74,9 +74,7 @@ def _subject(asked: dict[str, Any]) -> "tuple[StudySpec, Subject]":
 
 def _code(asked: dict[str, Any]) -> int:
     try:
-        if asked["waits"]:
-            _wait(is_training=not asked["flags"].get("recorded"))
-        spec, subject = _subject(asked)
+        spec, subject = (asked["waits"] and _ready(asked)) or _subject(asked)
         work = _open(spec, subject, wait=asked["is_open"])
         code = _run(work, subject, asked["name"])
         is_well = code not in (cli.ERROR, START_AGAIN)
@@ -96,13 +94,18 @@ def _code(asked: dict[str, Any]) -> int:
         return cli.ERROR
 
 
-def _wait(*, is_training: bool) -> None:
-    """Until the first worker has opened the study; what takes seconds is imported meanwhile."""
+def _ready(asked: dict[str, Any]) -> "tuple[StudySpec, Subject] | None":
+    """Does what takes seconds while the first worker opens the study, which says what is wrong."""
     import study.work  # noqa: F401
 
-    if is_training:
-        import objectives.sequential  # noqa: F401
+    ready = None
+    with contextlib.suppress(UserError):
+        spec, subject = _subject(asked)
+        if subject.objective.predicts:
+            subject.check_floor(subject.budget(spec.memory_budget))
+        ready = spec, subject
     _GO.wait()
+    return ready
 
 
 def _open(spec: StudySpec, subject: "Subject", *, wait: bool) -> "Work":

@@ -57,6 +57,23 @@ def test_a_grid_leaves_out_what_is_predicted_to_exceed_the_budget(grid: Space) -
     assert {negatives for _, negatives, _ in tried} == {16, 32}
 
 
+def test_what_random_draws_follows_from_the_number_of_a_trial(grid: Space) -> None:
+    study = study_with(build_sampler("random", 5, 0, grid))
+    drawn = [asked_of(study, grid, TrialState.COMPLETE) for _ in range(8)]
+    assert len(set(drawn)) > 4
+    # A worker that came later, and one that goes on.
+    study = study_with(build_sampler("random", 5, 0, grid, num_workers=3))
+    first = [asked_of(study, grid, TrialState.FAIL) for _ in range(4)]
+    study.sampler = build_sampler("random", 5, 4, grid)
+    assert first + [asked_of(study, grid, TrialState.COMPLETE) for _ in range(4)] == drawn
+
+
+def test_workers_that_come_together_do_not_draw_the_same(grid: Space) -> None:
+    samplers = [build_sampler("tpe", 5, 0, grid, num_workers=number) for number in range(8)]
+    drawn = {asked_of(study_with(each), grid, TrialState.COMPLETE) for each in samplers}
+    assert len(drawn) > 4
+
+
 @pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "random"])
 def test_samplers_of_optuna_go_on_from_trials_that_do_not_fit(name: str) -> None:
     space = build_space({"loss": "cce-", "learning_rate": 1e-3}, NUM_ITEMS, 50_000)

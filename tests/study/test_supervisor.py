@@ -165,13 +165,24 @@ def test_bad_places_are_one_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_a_worker_refuses_is_said_once(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--memory-budget", "1KiB", "the smallest of the recorded runs took"),
+        ("--space.width", "8", "says what data and settings there are"),
+    ],
+)
+def test_what_workers_refuse_is_said_once(
+    tmp_path: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    flag: str,
+    value: str,
+    words: str,
 ) -> None:
-    process = start("--workers", "2", "--memory-budget", "1KiB")
+    process = start("--workers", "2", flag, value)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == cli.USAGE
-    assert errors.count("the smallest of the recorded runs took") == 1
+    assert errors.count(words) == 1
     assert list((tmp_path / "runs").iterdir()) == []
 
 
