@@ -175,6 +175,7 @@ class MemoryModel:
             data.lengths.mean(0, model.max_length),
             len(data.lengths),
             data.num_items,
+            on_gpu=True,
         )
         mean = data.histories.mean(0, model.max_length)
         share = min(1.0, tokens / (mean * len(data.histories)))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels import target_ranks
+from kernels.gpu import on_gpu
 from objectives import checkpoint
 from objectives.card import available_memory
 from objectives.config import TrainingConfig, TrialConfig
@@ -397,6 +398,7 @@ class SequentialObjective:
             float(np.minimum(lengths, config.max_length).mean()),
             len(lengths),
             self.data.num_items,
+            on_gpu=on_gpu(self.device),
         )
         return {
             "batch_tokens": tokens,

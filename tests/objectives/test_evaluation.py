@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
+from models.config import ModelConfig
 from objectives import evaluation
+from objectives.config import TrainingConfig
 from objectives.data import PreparedData, Sequences, Targets, sequences
 from objectives.data.sequences import DeviceTargets, TargetBatch
 from objectives.evaluation import (
@@ -174,6 +176,18 @@ def test_every_metric_at_every_cutoff(targets_of: TargetsOf) -> None:
         f"{name}_at_{k}" for name in ("coverage", "surprisal") for k in CUTOFFS
     }
     assert of_ranks.items() <= with_lists.items()
+
+
+def test_small_training_batches_do_not_make_small_evaluations_on_a_gpu() -> None:
+    model = ModelConfig(num_blocks=3)
+
+    def tokens(batch_size: int, *, on_gpu: bool) -> int:
+        training = TrainingConfig(batch_size=batch_size, table_updates="dense")
+        return evaluation.batch_tokens(training, model, 50.0, 6000, 3200, on_gpu=on_gpu)
+
+    assert tokens(10, on_gpu=False) == 10 * 50 * 3 + 100
+    assert tokens(10, on_gpu=True) == 8192
+    assert tokens(100, on_gpu=True) == tokens(100, on_gpu=False) == 100 * 50 * 3 + 100
 
 
 def test_without_lists_none_are_made(
