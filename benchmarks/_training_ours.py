@@ -17,7 +17,7 @@ import kernels
 from benchmarks import _gpu_profile
 from benchmarks._training_setup import Arrays, Setup, peak_bytes, spread, synchronize, work
 from objectives.config import TrialConfig
-from objectives.data.prepare import Sequences, Targets
+from objectives.data.prepared import Sequences, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets
 from objectives.evaluation import evaluate
 from objectives.loss_config import CCEMinus

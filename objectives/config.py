@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from models.config import ModelConfig
 from objectives.loss_config import CHOICES, LOSSES, CCEMinus, LossConfig, loss_class, loss_name
+from objectives.moments import parse_moment
 
 if TYPE_CHECKING:
     from models.transformer import Transformer
@@ -52,11 +53,28 @@ class DataConfig(BaseModel):
         "folder of such files",
     )
     columns: ColumnsConfig = ColumnsConfig()
-    split: Literal["leave-one-out", "temporal", "none"] = Field(
+    split: Literal["leave-one-out", "temporal", "user-disjoint", "none"] = Field(
         "leave-one-out",
         description="leave-one-out: each user's last item is the test target, the one before the "
-        "validation target; temporal: cut at the 90 %% quantile of time, as in the CCE- paper; "
-        "none: all is trained on (not for a search)",
+        "validation target; temporal: cut at a time, as in the CCE- paper; user-disjoint: a tenth "
+        "of the users is validated, another tested, the others train; none: all is trained on "
+        "(not for a search)",
+    )
+    split_quantile: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="temporal: the cut is at this quantile of the interactions' times (default: "
+        "0.9) …",
+    )
+    split_date: str | None = Field(
+        None,
+        description="… or at this date or time, such as 2024-03-01, or seconds since 1970",
+    )
+    target: Literal["last", "first", "random", "all"] = Field(
+        "last",
+        description="temporal: which item of a test user after the cut is the target; all: each "
+        "is one, with the history before it",
     )
     validation_users: int | None = Field(
         None,
@@ -66,14 +84,41 @@ class DataConfig(BaseModel):
     )
     min_item_users: int = Field(5, ge=1, description="keep items of at least this many users …")
     min_user_items: int = Field(3, ge=1, description="… then users of at least this many items")
+    k_core: int | None = Field(
+        None,
+        ge=1,
+        description="instead of both: items of so many users and users of so many items, until "
+        "nothing changes",
+    )
+
+    @field_validator("split_date")
+    @classmethod
+    def _is_a_moment(cls, split_date: str | None) -> str | None:
+        if split_date is not None:
+            parse_moment(split_date)
+        return split_date
 
     @model_validator(mode="after")
-    def _validates_the_users_of_its_split(self) -> Self:
-        if self.validation_users is not None and self.split != "leave-one-out":
-            raise ValueError(
-                f"validation_users is for the leave-one-out split, not for {self.split}"
-            )
+    def _fits_together(self) -> Self:
+        fields = type(self).model_fields
+        for name, split in _OF_SPLITS.items():
+            if self.split != split and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is for the {split} split, not for {self.split}")
+        if self.split_quantile is not None and self.split_date is not None:
+            raise ValueError("split_quantile and split_date: name one of them")
+        for name in ("min_item_users", "min_user_items"):
+            if self.k_core is not None and getattr(self, name) != fields[name].default:
+                raise ValueError(f"k_core and {name}: name one of them")
         return self
+
+
+_OF_SPLITS = {
+    "validation_users": "leave-one-out",
+    "split_quantile": "temporal",
+    "split_date": "temporal",
+    "target": "temporal",
+}
+"""Settings that one split alone has."""
 
 
 class TrainingConfig(BaseModel):

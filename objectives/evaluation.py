@@ -22,7 +22,7 @@ from torch import Tensor
 from kernels import target_ranks, top_k
 from models.config import ModelConfig
 from objectives.config import TrainingConfig
-from objectives.data.prepare import PreparedData
+from objectives.data.prepared import PreparedData
 from objectives.data.sequences import DeviceTargets, TargetBatch
 from objectives.parallel import ALONE, Group
 

@@ -291,8 +291,12 @@ def add_setting_flag(group: argparse._ArgumentGroup, flag: str, name: str) -> No
 _METAVARS = {
     "data": "NAME|PATH",
     "split": "SPLIT",
+    "split_quantile": "Q",
+    "split_date": "DATE",
+    "target": "WHICH",
     "min_item_users": "N",
     "min_user_items": "N",
+    "k_core": "K",
     "validation_users": "N",
     "study": "NAME",
     "n_trials": "N",

@@ -1,7 +1,10 @@
 """The user's cache folder: raw files and prepared data, each entry whole or not there."""
 
 import contextlib
+import fcntl
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +28,7 @@ def cache_entry(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{target.name}-", dir=target.parent) as folder:
             temporary = Path(folder) / target.name
             yield temporary
             try:
@@ -35,7 +38,37 @@ def cache_entry(target: Path) -> Iterator[Path]:
                 if not target.exists():
                     raise
     except OSError as error:
-        raise UserError(
-            f"{target.parent}: the cache folder cannot be written ({error.strerror}); name "
-            "another in PARETOCUT_CACHE"
-        ) from error
+        raise _unwritable(target, error) from error
+
+
+@contextlib.contextmanager
+def made_by_one(target: Path) -> Iterator[None]:
+    """Lets one process of the host into the block at a time; whoever waits says so.
+
+    The system unlocks the file when a process ends, however it does. What a killed one has left
+    beside the entry is removed.
+
+    Raises:
+        UserError: The cache folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(target.with_name(f"{target.name}.lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another process that makes {target}", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        for left in target.parent.glob(f"{target.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _unwritable(target: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{target.parent}: the cache folder cannot be written ({error.strerror}); name another in "
+        "PARETOCUT_CACHE"
+    )

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from models.bert4rec import MASK
 from models.packing import Packing
-from objectives.data.prepare import Sequences, Targets
+from objectives.data.prepared import Sequences, Targets
 
 _SEEN_ITEMS_PER_TOKEN = 16
 """Items of a history, which the ranking leaves out, that take no more memory than a token."""

@@ -15,6 +15,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from objectives.config import ColumnsConfig, DataConfig
+from objectives.data.digests import file_digest
 from objectives.data.named_sets import NAMED_SETS, fetch
 from objectives.errors import UserError
 
@@ -33,18 +34,20 @@ class Interactions:
     """Raw interactions in file order.
 
     Attributes:
-        users: Dense user codes [M], int64.
-        items: Dense item codes [M], int64.
+        users: Dense user codes [M], int32.
+        items: Dense item codes [M], int32.
         times: Times [M], int64 or float64, or None where row order is the order.
         item_ids: The source's id of every item code.
         notes: What was dropped or is odd, for people.
+        num_users: How many users there are.
     """
 
-    users: NDArray[np.int64]
-    items: NDArray[np.int64]
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
     times: NDArray[np.int64] | NDArray[np.float64] | None
     item_ids: pa.Array
     notes: tuple[str, ...]
+    num_users: int
 
 
 def locate(config: DataConfig) -> tuple[list[Path], ColumnsConfig, tuple[str, ...]]:
@@ -81,8 +84,8 @@ def content_digest(files: list[Path], columns: ColumnsConfig) -> str:
     """SHA-256 over the content of the files and the columns that are asked for."""
     digest = hashlib.sha256(repr(columns).encode())
     for file in files:
-        with _readable(file), file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        with _readable(file):
+            digest.update(file_digest(file))
     return digest.hexdigest()
 
 
@@ -196,19 +199,14 @@ def _clean(table: pa.Table, where: Path) -> Interactions:
             f"dropped {dropped:,} of {table.num_rows:,} rows without a user, item or time"
         )
     users, items = (arrays[name].filter(keep).dictionary_encode() for name in ("user", "item"))
-    codes = [np.asarray(column.indices, dtype=np.int64) for column in (users, items)]
-    if times is not None:
-        order = np.lexsort((times, codes[1], codes[0]))
-        same = np.zeros(len(order), dtype=bool)
-        same[1:] = np.logical_and.reduce(
-            [np.diff(values[order]) == 0 for values in (*codes, times)]
-        )
-        if same.any():
-            unique = np.ones(len(order), dtype=bool)
-            unique[order[same]] = False  # lexsort is stable: the first row of its kind stays
-            codes, times = [values[unique] for values in codes], times[unique]
-            notes.append(f"dropped {same.sum():,} rows that repeat a user, item and time")
-    return Interactions(codes[0], codes[1], times, items.dictionary, tuple(notes))
+    return Interactions(
+        np.asarray(users.indices, dtype=np.int32),
+        np.asarray(items.indices, dtype=np.int32),
+        times,
+        items.dictionary,
+        tuple(notes),
+        len(users.dictionary),
+    )
 
 
 def _flatten(column: pa.ChunkedArray, name: str, where: Path) -> pa.Array:

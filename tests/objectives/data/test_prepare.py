@@ -317,6 +317,35 @@ def test_users_without_a_target_are_skipped_and_counted(tmp_path: Path) -> None:
     assert prepare(config(tmp_path / "log.csv", split="temporal")).notes == data.notes
 
 
+def test_every_item_after_a_date_is_a_target(tmp_path: Path) -> None:
+    day = 86_400
+    log = [Event(user, item, day * item) for user in range(6) for item in range(3)]
+    # User 5 is validated; nobody who trains knows item 9.
+    log += [Event(user, item, day * 9) for user in (0, 5) for item in (1, 9, 2)]
+    chosen = {"split": "temporal", "split_date": "1970-01-03T12:00Z", "target": "all"}
+    data = prepare(config(write(tmp_path / "log.csv", log), **chosen))
+    assert lists(data, data.train) == [[0, 1, 2]] * 5
+    assert with_targets(data, data.validation) == [[0, 1, 2]]
+    assert with_targets(data, data.test) == [[0, 1, 2, 1], [0, 1, 2, 1, 2]]
+    assert "2 test targets are in their user's history" in data.notes[-1]
+    assert "4 of 24 interactions are in none of these parts" in data.notes
+
+
+def test_users_of_a_disjoint_split_are_tested_on_their_last_item(tmp_path: Path) -> None:
+    log = marked_log()
+    data = prepare(config(write(tmp_path / "log.csv", log), split="user-disjoint"))
+    known = {item for ids in lists(data, data.train) for item in ids}
+    whole = sorted(items(events) for events in histories(log).values())
+    held_back = [*with_targets(data, data.validation), *with_targets(data, data.test)]
+    assert (len(data.train), len(data.validation.items), len(data.test.items)) == (32, 4, 4)
+    # The first item of each is known to nobody else.
+    assert sorted(lists(data, data.train) + held_back) == sorted(
+        ids if ids in lists(data, data.train) else ids[1:] for ids in whole
+    )
+    assert all(item in known for ids in held_back for item in ids)
+    assert "8 of" in next(note for note in data.notes if "in none of these parts" in note)
+
+
 # All for training
 
 
@@ -394,6 +423,42 @@ def test_a_user_needs_different_items(tmp_path: Path) -> None:
     assert sorted(with_targets(data, data.test)) == [[1, 2, 3], [1, 2, 3, 1]]
 
 
+def core(log: Log, k: int) -> Log:
+    """The k-core, slowly."""
+    while True:
+        users_of = Counter(item for _, item in {(event.user, event.item) for event in log})
+        items_of = Counter(user for user, _ in {(event.user, event.item) for event in log})
+        kept = [e for e in log if users_of[e.item] >= k and items_of[e.user] >= k]
+        if kept == log:
+            return log
+        log = kept
+
+
+def test_a_core_is_filtered_until_nothing_changes(tmp_path: Path) -> None:
+    path, sizes = tmp_path / "log.csv", set()
+    for seed in range(30):
+        log = list(dict.fromkeys(random_log(seed)))
+        expected = core(log, 3)
+        chosen = DataConfig(data=str(write(path, log)), k_core=3, split="none")
+        if not expected:
+            assert "left once all items have 3 users and all users 3 items; lower --k-core" in (
+                refusal(chosen)
+            )
+            continue
+        data = prepare(chosen)
+        users = histories(expected)
+        assert lists(data, data.train) == [items(users[u]) for u in histories(log) if u in users]
+        sizes.add(len(expected))
+        gone = [
+            len({event[place] for event in log}) - len({event[place] for event in expected})
+            for place in (1, 0)
+        ]
+        note = f"3-core: dropped {gone[0]} items and {gone[1]} users"
+        note += f" ({len(log) - len(expected)} interactions)"
+        assert (note in data.notes) == (len(log) > len(expected))
+    assert len(sizes) > 5
+
+
 def test_short_users_train_only(tmp_path: Path) -> None:
     log = [Event(1, item, item) for item in (1, 2, 3, 4)] + [Event(2, 5, 1), Event(2, 6, 2)]
     log += [Event(3, 7, 1)]
@@ -402,6 +467,15 @@ def test_short_users_train_only(tmp_path: Path) -> None:
     assert with_targets(data, data.test) == [[1, 2, 3, 4]]
     assert "2 users of fewer than 3 interactions are neither validated nor tested" in data.notes
     assert data.num_items == 7
+
+
+def test_repeated_rows_are_dropped_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,time\n1,a,5\n1,b,5\n1,a,5\n2,a,5\n1,a,6\n1,a,5\n")
+    data = prepare(config(path, split="none"))
+    ids = data.item_ids.take(pa.array(data.train.items)).to_pylist()
+    assert ids == [b"a", b"b", b"a"]
+    assert "dropped 2 rows that repeat a user, item and time" in data.notes
 
 
 def test_notes_count_what_was_dropped_and_what_is_left(tmp_path: Path) -> None:
@@ -500,6 +574,11 @@ def test_the_digest_is_that_of_content_and_configuration(tmp_path: Path) -> None
         {},
         {"split": "temporal"},
         {"split": "none"},
+        {"split": "user-disjoint"},
+        {"split": "temporal", "split_quantile": 0.8},
+        {"split": "temporal", "split_date": "500"},
+        {"split": "temporal", "target": "all"},
+        {"k_core": 2, "min_item_users": 5, "min_user_items": 3},
         {"min_item_users": 2},
         {"min_user_items": 2},
         {"validation_users": 2},
@@ -511,6 +590,22 @@ def test_the_digest_is_that_of_content_and_configuration(tmp_path: Path) -> None
     assert len(set(digests)) == len(choices) + 1
     write(path, marked_log())
     assert prepare(config(path)).digest == digests[0]
+
+
+def test_studies_of_earlier_versions_go_on(tmp_path: Path) -> None:
+    rows = [f"{user},{(7 * user + n) % 5},{10 * n + user}" for n in range(12) for user in range(6)]
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join(["user,item,time", *rows, ""]))
+    for chosen, digest in (
+        ({}, "c7269d0e91e20e68"),
+        ({"split": "temporal"}, "f8a2ff45c099e6c8"),
+        ({"min_item_users": 2}, "2784965bc5c85686"),
+        ({"min_user_items": 2}, "faf1ba58a67eace0"),
+        ({"validation_users": 2}, "9e11015b5b59b7a4"),
+        ({"columns": ColumnsConfig(time="none")}, "7039240f7bbeb81f"),
+        ({"columns": ColumnsConfig(user="user", item="item")}, "7350d7619d5be310"),
+    ):
+        assert prepare(DataConfig(data=str(path), **chosen)).digest == digest
 
 
 def test_a_preparation_that_is_killed_leaves_no_entry(

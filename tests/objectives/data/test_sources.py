@@ -332,14 +332,6 @@ def test_columns_without_any_value_are_refused(tmp_path: Path) -> None:
         assert "every one of the 2 rows lacks" in refusal(path)
 
 
-def test_repeated_rows_are_dropped_and_counted(tmp_path: Path) -> None:
-    rows = "1,a,5\n1,b,5\n1,a,5\n2,a,5\n1,a,6\n1,a,5\n"
-    log = read(write(tmp_path / "log.csv", f"user,item,time\n{rows}"))
-    assert item_ids(log) == [b"a", b"b", b"a", b"a"]
-    assert log.users.tolist() == [0, 0, 1, 0]
-    assert log.notes == ("dropped 2 rows that repeat a user, item and time",)
-
-
 def test_without_times_a_repeated_row_is_another_interaction(tmp_path: Path) -> None:
     log = read(write(tmp_path / "log.csv", "user,item\n1,a\n1,a\n"))
     assert len(log.items) == 2
