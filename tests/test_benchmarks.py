@@ -5,12 +5,13 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import compare_losses
+from benchmarks import compare_losses, ingest
 from benchmarks.compare_losses import Comparison
 
 BUDGET = 1 << 30
@@ -97,3 +98,12 @@ def test_what_workers_cost_is_measured_of_recorded_trainings_too(tmp_path: Path)
     assert (row["workers"], row["finished"], row["failed"]) == ("2", "6", "0")
     assert float(row["span_seconds"]) > 0
     assert float(row["idle_share"]) < 1
+
+
+def test_a_log_is_prepared_and_started_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETOCUT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    row = ingest.measure(tmp_path, 20_000, "csv", "temporal")
+    assert 10_000 < row["trained_on"] < 18_000
+    assert 0 < row["again_s"] < row["again_process_s"]
+    assert row["peak_mb"] > 1

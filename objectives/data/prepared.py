@@ -121,7 +121,9 @@ def load(folder: Path, name: str, digest: str, notes: tuple[str, ...]) -> Prepar
     def sequences(part: str) -> Sequences:
         return Sequences(array(f"{part}_items"), array(f"{part}_offsets"))
 
-    item_ids = pa.parquet.read_table(folder / "item_ids.parquet")["item"].combine_chunks()
+    # `read_table` would import pandas, in half a second.
+    with pa.parquet.ParquetFile(folder / "item_ids.parquet") as file:
+        item_ids = file.read()["item"].combine_chunks()
     return PreparedData(
         name,
         digest,
