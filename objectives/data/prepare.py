@@ -116,7 +116,7 @@ def prepare(config: DataConfig) -> PreparedData:
     files, columns, notes = sources.locate(config)
     recipe = [
         _FORMAT,
-        sources.content_digest(files, columns),
+        sources.content_digest(files, columns, config.filter),
         config.split,
         config.min_item_users,
         config.min_user_items,
@@ -125,7 +125,7 @@ def prepare(config: DataConfig) -> PreparedData:
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     entry = cache_folder() / "prepared" / digest
     if not entry.is_dir():
-        data = _prepare(sources.read(files, columns), config, digest)
+        data = _prepare(sources.read(files, columns, config.filter), config, digest)
         with cache_entry(entry) as temporary:
             _save(data, temporary)
     try:
@@ -157,7 +157,8 @@ def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> Prep
                 f"{tied.sum():,} of {len(order):,} interactions share their time with the user's "
                 "previous one: file order decides"
             )
-    log = _Log(raw.users[order], raw.items[order], None if raw.times is None else raw.times[order])
+    users, items = (codes[order].astype(np.int64) for codes in (raw.users, raw.items))
+    log = _Log(users, items, None if raw.times is None else raw.times[order])
     log = _filter(log, config, notes)
     split = _leave_one_out if config.split == "leave-one-out" else _temporal
     train, validation, test = split(log, config, notes)
