@@ -3,8 +3,11 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from objectives.errors import UserError
 
@@ -39,3 +42,16 @@ def cache_entry(target: Path) -> Iterator[Path]:
             f"{target.parent}: the cache folder cannot be written ({error.strerror}); name "
             "another in PARETOCUT_CACHE"
         ) from error
+
+
+def cache_batches(target: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes batches as Parquet files, parts of a folder that is an entry: whole or not at all.
+
+    Raises:
+        UserError: The cache folder cannot be written.
+    """
+    with cache_entry(target) as temporary:
+        temporary.mkdir()
+        for number, batch in enumerate(batches):
+            table = pa.Table.from_batches([batch])
+            pa.parquet.write_table(table, temporary / f"{number:06}.parquet", compression="zstd")

@@ -97,7 +97,10 @@ def _list_remote(url: str) -> tuple[list[File], bool]:
         extra = f'; pip install -e ".[{_EXTRAS[scheme]}]" has it' if scheme in _EXTRAS else ""
         raise UserError(f"--data {scheme}://…: its package is not installed{extra}") from None
     except ValueError as error:
-        raise UserError(f"--data {scheme}://…: {' '.join(str(error).split())}") from None
+        raise UserError(
+            f"--data {scheme}://…: {' '.join(str(error).split())}; rows of a database are named "
+            "with --query"
+        ) from None
     with readable(f"--data {scheme}://{path}"):
         if system.isdir(path):
             return [RemoteFile(system, part) for part in sorted(system.find(path))], True

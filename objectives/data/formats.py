@@ -31,13 +31,15 @@ Choose = Callable[[File, list[str]], dict[str, str]]
 """From a file and the names of its columns: our names -> the file's."""
 
 
-def batches(file: File, choose: Choose, seen: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+def batches(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
     """The rows of a file in order, in batches that fit the memory.
 
     Args:
         file: Of a known format.
         choose: Which columns are wanted.
-        seen: Is told how many bytes of the file have been read.
+
+    Yields:
+        A batch, and how many bytes of the file have been read.
 
     Raises:
         UserError: The file cannot be read, or a column is missing.
@@ -48,14 +50,13 @@ def batches(file: File, choose: Choose, seen: Callable[[int], None]) -> Iterator
             raise UserError(f"{file}: the file is empty")
         match suffix:
             case ".parquet":
-                yield from _parquet(file, choose, seen)
+                yield from _parquet(file, choose)
             case ".csv":
-                yield from _delimited(file, ",", choose, seen)
+                yield from _delimited(file, ",", choose)
             case ".tsv" | ".inter":
-                yield from _delimited(file, "\t", choose, seen)
+                yield from _delimited(file, "\t", choose)
             case _:
-                yield from _json(file, choose, seen)
-        seen(size_of(file))
+                yield from _json(file, choose)
 
 
 def column_chooser(columns: ColumnsConfig, roles: list[str]) -> Choose:
@@ -99,7 +100,7 @@ def _renamed(batch: pa.RecordBatch, names: dict[str, str]) -> pa.RecordBatch:
     return batch.select(list(names.values())).rename_columns(list(names))
 
 
-def _parquet(file: File, choose: Choose, seen: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+def _parquet(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
     with open_file(file) as raw:
         parquet = pa.parquet.ParquetFile(raw)
         names = choose(file, parquet.schema_arrow.names)
@@ -107,13 +108,10 @@ def _parquet(file: File, choose: Choose, seen: Callable[[int], None]) -> Iterato
         wanted = list(dict.fromkeys(names.values()))
         for batch in parquet.iter_batches(_PARQUET_ROWS, columns=wanted):
             done += batch.num_rows
-            seen(size_of(file) * done // rows)
-            yield _renamed(batch, names)
+            yield _renamed(batch, names), size_of(file) * done // rows
 
 
-def _delimited(
-    file: File, delimiter: str, choose: Choose, seen: Callable[[int], None]
-) -> Iterator[pa.RecordBatch]:
+def _delimited(file: File, delimiter: str, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
     stream, _ = open_text(file)
     with stream:
         head = stream.read(_HEADER_BYTES)
@@ -146,11 +144,10 @@ def _delimited(
             ),
         )
         for batch in reader:
-            seen(raw.tell())
-            yield _renamed(batch, names)
+            yield _renamed(batch, names), raw.tell()
 
 
-def _json(file: File, choose: Choose, seen: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+def _json(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
     stream, _ = open_text(file)
     with stream:
         head = stream.read(_HEADER_BYTES)
@@ -174,8 +171,7 @@ def _json(file: File, choose: Choose, seen: Callable[[int], None]) -> Iterator[p
             ),
         )
         for batch in reader:
-            seen(raw.tell())
-            yield _renamed(batch, names)
+            yield _renamed(batch, names), raw.tell()
 
 
 def _first_rows(head: bytes) -> list[dict[str, Any]]:

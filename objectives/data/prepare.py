@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from objectives.config import DataConfig
 from objectives.data import sources
 from objectives.data.cache import cache_entry, cache_folder
-from objectives.data.named_sets import NAMED_SETS
 from objectives.errors import UserError
 
 _FORMAT = 2
@@ -129,13 +128,9 @@ def prepare(config: DataConfig) -> PreparedData:
         with cache_entry(entry) as temporary:
             _save(data, temporary)
     try:
-        return _load(entry, _name(config), digest, notes)
+        return _load(entry, sources.name_of(config), digest, notes)
     except (OSError, ValueError) as error:
         raise UserError(f"{entry}: the prepared data is damaged; delete the folder") from error
-
-
-def _name(config: DataConfig) -> str:
-    return config.data if config.data in NAMED_SETS else Path(config.data).resolve().stem
 
 
 def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> PreparedData:
@@ -179,7 +174,7 @@ def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> Prep
                 "items are not recommended"
             )
     return PreparedData(
-        _name(config),
+        sources.name_of(config),
         digest,
         len(catalogue),
         raw.item_ids.take(pa.array(catalogue)),

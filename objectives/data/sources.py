@@ -1,6 +1,7 @@
 """Where interactions come from: named sets, files, databases and tables, through one door."""
 
 import hashlib
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from objectives.config import ColumnsConfig, DataConfig, FilterConfig
-from objectives.data.files import File, file_digest, find
+from objectives.data.files import File, file_digest, find, size_of
 from objectives.data.formats import batches, column_chooser
 from objectives.data.growing import Growing
+from objectives.data.hosted_sets import BY_HAND, HOSTED_SETS, fetch_hosted
 from objectives.data.ids import TEXTS, Ids, MixedTypesError, read_ids
 from objectives.data.named_sets import NAMED_SETS, fetch
-from objectives.data.reading_progress import reading_progress
+from objectives.data.progress import bytes_progress
+from objectives.data.queries import fetch_query
+from objectives.data.synthetic import PREFIX, Synthetic
 from objectives.data.times import Times, parse_times
 from objectives.errors import UserError
 
@@ -49,16 +53,47 @@ def locate(config: DataConfig) -> tuple[list[File], ColumnsConfig, tuple[str, ..
     Raises:
         UserError: There is no such data, or it cannot be had.
     """
-    if named := NAMED_SETS.get(config.data):
-        path, notes = fetch(config.data, named)
+    data = config.data
+    if config.query is not None:
+        files, notes = fetch_query(data, config.query)
+        return [*files], config.columns, notes
+    if named := NAMED_SETS.get(data):
+        path, notes = fetch(data, named)
         return [path], named.columns, notes
+    if hosted := HOSTED_SETS.get(data):
+        files, notes = fetch_hosted(data, hosted)
+        return [*files], ColumnsConfig(), notes
+    if is_synthetic(data):
+        return [*Synthetic.parse(data).fetch()], ColumnsConfig(), ()
     try:
-        return find(config.data), config.columns, ()
+        return find(data), config.columns, ()
     except FileNotFoundError:
-        raise UserError(
-            f"--data {config.data[:200]}: neither a file or folder nor one of the named sets "
-            f"({', '.join(NAMED_SETS)})"
-        ) from None
+        pass
+    if data in BY_HAND:
+        where, how = BY_HAND[data]
+        raise UserError(f"--data {data}: {where}; then --data {how}")
+    fixed = [name for name in (*NAMED_SETS, *HOSTED_SETS) if not name.startswith("amazon-")]
+    raise UserError(
+        f"--data {data[:200]}: neither a file or folder nor one of the named sets "
+        f"({', '.join(fixed)}, amazon-2018-… and amazon-2023-… such as amazon-2023-all-beauty)"
+    )
+
+
+def is_synthetic(data: str) -> bool:
+    """Whether the data is to be made up."""
+    return data.partition(":")[0] == PREFIX
+
+
+def name_of(config: DataConfig) -> str:
+    """A short name of the data, for people."""
+    if config.data in (*NAMED_SETS, *HOSTED_SETS):
+        return config.data
+    if is_synthetic(config.data):
+        return Synthetic.parse(config.data).name
+    if "://" in config.data:
+        url = urllib.parse.urlsplit(config.data)
+        return Path(url.path).stem or url.hostname or url.scheme
+    return Path(config.data).resolve().stem
 
 
 def content_digest(files: list[File], columns: ColumnsConfig, filters: FilterConfig) -> str:
@@ -82,11 +117,15 @@ def read(files: list[File], columns: ColumnsConfig, filters: FilterConfig) -> In
     where = files[0] if len(files) == 1 else files[0].parent
     rows = _Rows(where, filters)
     choose = column_chooser(columns, _roles(columns, filters))
-    with reading_progress(files) as progress:
-        for file in files:
+    sizes = [size_of(file) for file in files]
+    with bytes_progress("reading", sum(sizes)) as show:
+        before = 0
+        for file, size in zip(files, sizes, strict=True):
             rows.begin(file)
-            for batch in batches(file, choose, progress(file)):
+            for batch, done in batches(file, choose):
+                show(before + done)
                 rows.add(batch)
+            before += size
     return rows.interactions()
 
 

@@ -183,6 +183,18 @@ def test_the_digest_of_a_remote_file_is_that_of_what_lies_there(bucket: str) -> 
     assert digest() != before
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("s3://key:secret@bucket/logs/june.parquet", "june"),
+        ("gs://key:secret@bucket", "bucket"),
+        ("postgresql://me:secret@host/shop?sslmode=require", "shop"),
+    ],
+)
+def test_names_of_places(url: str, name: str) -> None:
+    assert sources.name_of(DataConfig(data=url)) == name
+
+
 def test_a_remote_file_that_is_not_there_is_one_sentence(bucket: str) -> None:
     place = f"{bucket}/no.csv"
     assert refusal(place).startswith(f"--data {place}: neither a file or folder")
@@ -227,8 +239,8 @@ READ = """
 import sys
 from pathlib import Path
 from objectives.config import ColumnsConfig, FilterConfig
-from objectives.data import reading_progress, sources
-reading_progress._WORTH_SHOWING = 1
+from objectives.data import progress, sources
+progress.WORTH_SHOWING = 1
 sources.read([Path(sys.argv[1])], ColumnsConfig(), FilterConfig())
 """
 

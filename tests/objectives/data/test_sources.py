@@ -261,7 +261,7 @@ def test_ids_of_other_types_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_set_is_answered_with_the_known_ones() -> None:
     message = locating("ml-2m")
     assert message.startswith("--data ml-2m: neither a file or folder nor one of the named sets")
-    assert "ml-100k, complete-journey" in message
+    assert "ml-100k, complete-journey, ml-1m, " in message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
