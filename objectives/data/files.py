@@ -141,8 +141,10 @@ def readable(where: object) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        shown = "".join(
-            each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in reason
-        )
-        raise UserError(f"{where}: cannot be read: {shown}") from error
+        raise UserError(f"{where}: cannot be read: {printable(str(error), 200)}") from error
+
+
+def printable(text: str, most: int) -> str:
+    """So much of a text that stands in a file, in one line that a terminal can show."""
+    line = " ".join(text[: 2 * most].split())[:most]
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in line)

@@ -11,7 +11,15 @@ import pyarrow.json
 import pyarrow.parquet
 
 from objectives.config import ColumnsConfig
-from objectives.data.files import File, format_of, open_file, open_text, readable, size_of
+from objectives.data.files import (
+    File,
+    format_of,
+    open_file,
+    open_text,
+    printable,
+    readable,
+    size_of,
+)
 from objectives.errors import UserError
 
 ALIASES = {
@@ -86,7 +94,8 @@ def column_chooser(columns: ColumnsConfig, roles: list[str]) -> Choose:
             elif wanted is not None or not (
                 role == "time" or (role == "user" and "session" in roles)
             ):
-                shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
+                shown = ", ".join(printable(name, 40) for name in header[:20])
+                shown += ", …" if len(header) > 20 else ""
                 missing = f"no column {wanted!r}" if wanted is not None else f"no {role} column"
                 raise UserError(
                     f"{file}: {missing}; choose one with --columns.{role} from: {shown}"
@@ -104,11 +113,13 @@ def _parquet(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]
     with open_file(file) as raw:
         parquet = pa.parquet.ParquetFile(raw)
         names = choose(file, parquet.schema_arrow.names)
-        rows, done = max(1, parquet.metadata.num_rows), 0
+        rows, done = parquet.metadata.num_rows, 0
         wanted = list(dict.fromkeys(names.values()))
         for batch in parquet.iter_batches(_PARQUET_ROWS, columns=wanted):
             done += batch.num_rows
-            yield _renamed(batch, names), size_of(file) * done // rows
+            yield _renamed(batch, names), size_of(file) * done // max(1, rows)
+    if done != rows:
+        raise UserError(f"{file}: cannot be read: it has {done:,} rows, and says {rows:,}")
 
 
 def _delimited(file: File, delimiter: str, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:

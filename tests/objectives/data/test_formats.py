@@ -150,6 +150,50 @@ def test_a_file_of_many_batches_is_read_in_order(
         assert read(tmp_path / name).users.tolist() == expected
 
 
+def test_parquet_that_says_it_has_other_rows_than_it_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": range(100), "item": range(100)}), path)
+    content = bytearray(path.read_bytes())
+    footer = content[: -8 - int.from_bytes(content[-8:-4], "little")]
+    # The rows of the whole file: a varint of twice as many, behind the schema.
+    place = content.index(b"\xc8\x01", len(footer))
+    content[place] ^= 1 << 1
+    path.write_bytes(content)
+    assert pq.read_metadata(path).num_rows == 101
+    assert refusal(path) == f"{path}: cannot be read: it has 100 rows, and says 101"
+
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from objectives.config import ColumnsConfig, FilterConfig
+from objectives.data import sources
+from objectives.errors import UserError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    sources.read([Path(sys.argv[1])], ColumnsConfig(), FilterConfig())
+except UserError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("log.csv.gz", b"user,item\n1,"), ("log.jsonl.gz", b'{"user": 1}\n{"')]
+)
+def test_a_file_that_unpacks_to_far_more_is_refused_in_little_memory(
+    name: str, head: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    # 16 GiB of nines.
+    path.write_bytes(gzip.compress(head) + gzip.compress(b"9" * (1 << 24)) * 1024)
+    command = [sys.executable, "-c", BOMB, path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    sentence, grown_kib = done.stdout.splitlines()
+    assert sentence.startswith(f"{path}: ")
+    assert int(grown_kib) < 700_000
+
+
 # Elsewhere
 
 
