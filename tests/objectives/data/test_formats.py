@@ -187,7 +187,7 @@ def test_a_file_that_unpacks_to_far_more_is_refused_in_little_memory(
     path = tmp_path / name
     # 16 GiB of nines.
     path.write_bytes(gzip.compress(head) + gzip.compress(b"9" * (1 << 24)) * 1024)
-    command = [sys.executable, "-c", BOMB, path]
+    command = [sys.executable, "-c", BOMB, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     sentence, grown_kib = done.stdout.splitlines()
     assert sentence.startswith(f"{path}: ")
