@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = cli.build_parser(
         "study.estimate",
-        "(--data NAME|PATH | --items V --users U --mean-length M) [options]",
+        "(--data NAME|PATH|URL | --items V --users U --mean-length M) [options]",
         _DESCRIPTION,
     )
     parser.add_argument(
