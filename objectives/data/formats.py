@@ -105,8 +105,10 @@ def column_chooser(columns: ColumnsConfig, roles: list[str]) -> Choose:
     return choose
 
 
-def _renamed(batch: pa.RecordBatch, names: dict[str, str]) -> pa.RecordBatch:
-    return batch.select(list(names.values())).rename_columns(list(names))
+def renamed(batch: pa.RecordBatch, names: dict[str, str]) -> pa.RecordBatch:
+    """The wanted columns under our names; of several that are called the same, the first."""
+    places = [batch.schema.names.index(name) for name in names.values()]
+    return batch.select(places).rename_columns(list(names))
 
 
 def _parquet(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -117,7 +119,7 @@ def _parquet(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]
         wanted = list(dict.fromkeys(names.values()))
         for batch in parquet.iter_batches(_PARQUET_ROWS, columns=wanted):
             done += batch.num_rows
-            yield _renamed(batch, names), size_of(file) * done // max(1, rows)
+            yield renamed(batch, names), size_of(file) * done // max(1, rows)
     if done != rows:
         raise UserError(f"{file}: cannot be read: it has {done:,} rows, and says {rows:,}")
 
@@ -155,7 +157,7 @@ def _delimited(file: File, delimiter: str, choose: Choose) -> Iterator[tuple[pa.
             ),
         )
         for batch in reader:
-            yield _renamed(batch, names), raw.tell()
+            yield renamed(batch, names), raw.tell()
 
 
 def _json(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -182,7 +184,7 @@ def _json(file: File, choose: Choose) -> Iterator[tuple[pa.RecordBatch, int]]:
             ),
         )
         for batch in reader:
-            yield _renamed(batch, names), raw.tell()
+            yield renamed(batch, names), raw.tell()
 
 
 def _first_rows(head: bytes) -> list[dict[str, Any]]:

@@ -42,6 +42,8 @@ def read_ids(column: pa.Array, name: str, where: object) -> tuple[pa.Array, NDAr
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage  # such as that of a UUID
     kind = column.type
     if pa.types.is_null(kind):
         return column, np.zeros(len(column), dtype=bool)

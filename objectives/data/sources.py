@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from objectives.config import ColumnsConfig, DataConfig, FilterConfig
-from objectives.data.files import File, file_digest, find, size_of
-from objectives.data.formats import batches, column_chooser
+from objectives.data.files import File, file_digest, find, printable, size_of
+from objectives.data.formats import batches, column_chooser, renamed
 from objectives.data.growing import Growing
 from objectives.data.hosted_sets import BY_HAND, HOSTED_SETS, fetch_hosted
 from objectives.data.ids import TEXTS, Ids, MixedTypesError, read_ids
@@ -141,15 +141,18 @@ def from_table(table: Any, columns: ColumnsConfig, filters: FilterConfig) -> Int
         UserError: A column is missing, or no row can be used.
     """
     if not isinstance(table, pa.Table | pa.RecordBatch):
-        table = pa.Table.from_pandas(table, preserve_index=False)
+        try:
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except pa.ArrowException as error:
+            raise UserError(f"the table: {printable(str(error), 200)}") from error
     if isinstance(table, pa.RecordBatch):
         table = pa.Table.from_batches([table])
     where = Path("the table")
     names = column_chooser(columns, _roles(columns, filters))(where, table.column_names)
     rows = _Rows(where, filters)
     rows.begin(where)
-    for batch in table.select(list(names.values())).rename_columns(list(names)).to_batches():
-        rows.add(batch)
+    for batch in table.to_batches():
+        rows.add(renamed(batch, names))
     return rows.interactions()
 
 
@@ -231,7 +234,15 @@ class _Rows:
     def _keep_events(self, column: pa.Array, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
         events = self._filters.events
         assert events is not None
-        texts = _texts(column).cast(pa.large_string()).cast(pa.large_binary())
+        try:
+            texts = _texts(column)
+            if texts.type != pa.large_binary():
+                texts = texts.cast(pa.large_string()).cast(pa.large_binary())
+        except pa.ArrowException:
+            raise UserError(
+                f"{self._file}: the event column is {column.type}, not one of words or numbers; "
+                "name another with --columns.event"
+            ) from None
         wanted = pa.array([event.encode() for event in events], pa.large_binary())
         is_wanted: NDArray[np.bool_] = np.asarray(pc.is_in(texts, value_set=wanted))
         self._drop(keep & ~is_wanted, f"of other events than {', '.join(events)}")

@@ -65,6 +65,17 @@ def test_events_may_be_numbers() -> None:
     assert kept(log) == "vxy"
 
 
+def test_events_are_bytes() -> None:
+    column = pa.array([b"\xff", b"buy", b"", b"buy", b"view"])
+    log = sources.from_table(table(event=column), ColumnsConfig(), FilterConfig(events=("buy",)))
+    assert kept(log) == "wy"
+
+
+def test_events_are_words_or_numbers() -> None:
+    with pytest.raises(UserError, match=r"the event column is list<.*>, not .* --columns\.event"):
+        sources.from_table(table(event=[[1]] * 5), ColumnsConfig(), FilterConfig(events=("buy",)))
+
+
 def test_no_event_is_no_filter() -> None:
     with pytest.raises(ValidationError, match="name at least one event"):
         FilterConfig(events=" , ")

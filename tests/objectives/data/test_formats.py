@@ -271,6 +271,12 @@ def test_tables_in_memory() -> None:
         assert_is_the_log(sources.from_table(table, ColumnsConfig(), FilterConfig()))
 
 
+def test_a_table_of_mixed_types_is_one_sentence() -> None:
+    table = pd.DataFrame({"user": [1, "x", b"y"], "item": [1, 2, 3]})
+    with pytest.raises(UserError, match=r"^the table: "):
+        sources.from_table(table, ColumnsConfig(), FilterConfig())
+
+
 def test_a_table_without_a_column_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"^the table: no item column; choose one with"):
         sources.from_table(pa.table({"user": [1]}), ColumnsConfig(), FilterConfig())

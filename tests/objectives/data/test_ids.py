@@ -108,6 +108,11 @@ def test_text_of_any_type(kind: pa.DataType) -> None:
     assert code(pa.array([b"ab", b"cd"]).cast(kind)) == ([0, 1], [b"ab", b"cd"])
 
 
+def test_the_bytes_of_a_uuid_are_an_id() -> None:
+    column = pa.array([b"a" * 16, b"b" * 16], pa.uuid())
+    assert code(column) == ([0, 1], [b"a" * 16, b"b" * 16])
+
+
 @pytest.mark.parametrize("number", [1.5, float("inf"), 1e300])
 def test_fractions_are_no_ids(number: float) -> None:
     with pytest.raises(UserError, match=r"log\.csv: .* but the item column has fractions"):

@@ -196,6 +196,13 @@ def test_a_named_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert "the column 'x' stands 2 times" in refusal(path, item="x")
 
 
+def test_of_columns_that_are_called_the_same_the_first_is_taken(tmp_path: Path) -> None:
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], ["user", "item", "item"])
+    pq.write_table(table, tmp_path / "log.parquet")
+    assert item_ids(read(tmp_path / "log.parquet")) == [2]
+    assert item_ids(sources.from_table(table, ColumnsConfig(), FilterConfig())) == [2]
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
 def test_one_column_cannot_play_two_roles(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
