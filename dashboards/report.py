@@ -114,7 +114,7 @@ def write_report(record: "StudyRecord", path: Path, tracking_store: str) -> Path
     """
     from dashboards.queries import build_view
 
-    return _write(path, _content(build_view(record, tracking_store), path.suffix))
+    return write_whole(path, _content(build_view(record, tracking_store), path.suffix))
 
 
 def write_comparison(records: Sequence["StudyRecord"], path: Path, tracking_store: str) -> Path:
@@ -123,7 +123,7 @@ def write_comparison(records: Sequence["StudyRecord"], path: Path, tracking_stor
     from dashboards.queries import build_view
 
     views = [build_view(record, tracking_store) for record in records]
-    return _write(path, render_comparison(views).encode())
+    return write_whole(path, render_comparison(views).encode())
 
 
 def describe_study(record: "StudyRecord", tracking_store: str, command: str) -> str:
@@ -149,7 +149,12 @@ def save_into_study(study: "optuna.Study", record: "StudyRecord", tracking_store
     save_figures(study, build_view(record, tracking_store))
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
+    """Writes a file whole or not at all, and returns its path.
+
+    Raises:
+        UserError: It cannot be written.
+    """
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

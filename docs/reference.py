@@ -7,7 +7,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,19 +60,19 @@ def _help(module: str) -> str:
 
 def configuration() -> str:
     """Every key of a study's file, and every setting of a trial."""
-    from objectives.config import SETTINGS, ColumnsConfig
+    from objectives.config import SETTINGS, ColumnsConfig, FilterConfig
     from study.spec import StudySpec, flag_of
 
-    os.environ.pop("PARETOCUT_STORAGE", None)
     rows = [
         (f"`{name}`", f"`{flag_of(name)}`", _shown(field.default), field.description)
         for name, field in StudySpec.model_fields.items()
-        if name not in ("space", "columns")
+        if name not in ("space", "columns", "filter")
     ]
-    rows += [
-        (f"`columns.{name}`", f"`--columns.{name}`", "", field.description)
-        for name, field in ColumnsConfig.model_fields.items()
-    ]
+    for section, part in (("columns", ColumnsConfig), ("filter", FilterConfig)):
+        rows += [
+            (f"`{section}.{name}`", f"`{flag_of(f'{section}.{name}')}`", "", field.description)
+            for name, field in part.model_fields.items()
+        ]
     settings = [
         (
             f"`{name}`",
@@ -92,8 +91,8 @@ def configuration() -> str:
             "the environment over the file.\n",
             *_table(("key", "flag", "default", ""), rows),
             "\n## Settings of a trial\n",
-            "As `--space.NAME`, or in `[space]` of the file: one value fixes a setting, two numbers",
-            "open a range, more values or words are choices.\n",
+            "As `--space.NAME`, or in `[space]` of the file: one value fixes a setting, two",
+            "numbers open a range, more values or words are choices.\n",
             *_table(("setting", "default", "values", "losses", ""), settings),
             "",
         ]

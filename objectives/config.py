@@ -2,9 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from models.config import ModelConfig
@@ -39,6 +46,36 @@ class ColumnsConfig(BaseModel):
         None,
         description="column of the times (default: time, timestamp, …); 'none': rows are in order",
     )
+    rating: str | None = Field(
+        None, description="column of what --filter.min-rating is for (default: rating)"
+    )
+    event: str | None = Field(
+        None, description="column of what --filter.events is for (default: event, event_type)"
+    )
+    session: str | None = Field(
+        None, description="column of sessions: each one becomes a sequence, in place of each user"
+    )
+
+
+def _parse_events(value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else [str(word) for word in value]
+    events = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+    if not events:
+        raise ValueError("name at least one event")
+    return events
+
+
+class FilterConfig(BaseModel):
+    """Which rows of an interaction file are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_rating: float | None = Field(
+        None, allow_inf_nan=False, description="keep interactions rated so high or higher"
+    )
+    events: Annotated[tuple[str, ...], PlainValidator(_parse_events)] | None = Field(
+        None, description="keep these events, such as view,cart"
+    )
 
 
 class DataConfig(BaseModel):
@@ -49,10 +86,15 @@ class DataConfig(BaseModel):
     data: str = Field(
         "ml-100k",
         min_length=1,
-        description="a named set (ml-100k, complete-journey), or a CSV, TSV or Parquet file, or a "
-        "folder of such files",
+        description="a named set (ml-100k, ml-25m, …); a CSV, TSV, JSON lines or Parquet file, or "
+        "a folder of such files, also gzip or zstd, here or at s3:// or gs://; a database's URL, "
+        "with --query; or synthetic:users=N,items=N,…",
+    )
+    query: str | None = Field(
+        None, description="SQL whose rows are the interactions, with the URL of a database as data"
     )
     columns: ColumnsConfig = ColumnsConfig()
+    filter: FilterConfig = FilterConfig()
     split: Literal["leave-one-out", "temporal", "user-disjoint", "none"] = Field(
         "leave-one-out",
         description="leave-one-out: each user's last item is the test target, the one before the "

@@ -84,7 +84,7 @@ def main(
     except UserError as error:
         if arguments.debug:
             raise
-        say(f"{parser.prog}: {error}")
+        say(f"{parser.prog}: {hide_password(str(error))}")
         return USAGE
     except BrokenPipeError:
         sys.stderr.close()

@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from objectives.config import SETTINGS, ColumnsConfig, DataConfig, TrialConfig, settings_of
+from objectives.config import SETTINGS, TrialConfig, settings_of
 from objectives.errors import UserError
 from objectives.loss_config import CHOICES
 from study import cli
 from study.cards import SHARE_OF_CARD
 from study.conditions import check_settings, loss_choices, settings_of_any, without
 from study.estimate_table import CARDS, Row, as_json, as_table
-from study.spec import Share, StudySpec, add_data_flags, add_setting_flag, flag_of, load_spec
+from study.spec import (
+    Share,
+    StudySpec,
+    add_data_flags,
+    add_setting_flag,
+    data_names,
+    flag_of,
+    load_spec,
+)
 
 if TYPE_CHECKING:
     from kernels.gpu import Gpu
@@ -42,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     parser = cli.build_parser(
         "study.estimate",
-        "(--data NAME|PATH | --items V --users U --mean-length M) [options]",
+        "(--data NAME|PATH|URL | --items V --users U --mean-length M) [options]",
         _DESCRIPTION,
     )
     parser.add_argument(
@@ -81,8 +89,7 @@ _SHAPE = {
 
 def _estimate(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
-    columns = [f"columns.{name}" for name in ColumnsConfig.model_fields]
-    data_flags = [*(name for name in DataConfig.model_fields if name != "columns"), *columns]
+    data_flags = data_names()
     named = {name: given[name] for name in [*data_flags, "memory_budget"]}
     spec = load_spec(named, arguments.config)
     sought = arguments.largest and arguments.largest.replace("-", "_")
@@ -90,8 +97,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     sizes = _sizes(given)
     asked = next((name for name in data_flags if given[name] is not None), None)
     if sizes and asked is not None:
-        flag = f"--{asked}" if "." in asked else flag_of(asked)
-        raise UserError(f"{flag} and --items: say which data in one of both ways")
+        raise UserError(f"{flag_of(asked)} and --items: say which data in one of both ways")
     if not sizes and "data" not in spec.model_fields_set:
         raise UserError("name the data with --data, or its size: --items, --users, --mean-length")
     if sought and spec.memory_budget is None:

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     end within the budget. 130 and 143: stopped by Ctrl-C or SIGTERM; the same command continues.
     """
     parser = cli.build_parser(
-        "study.run", "[--data NAME|PATH] [--memory-budget SIZE] [options]", _DESCRIPTION
+        "study.run", "[--data NAME|PATH|URL] [--memory-budget SIZE] [options]", _DESCRIPTION
     )
     parser.add_argument("--config", metavar="FILE", type=Path, help="TOML file with the same keys")
     parser.add_argument(

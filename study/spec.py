@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BaseModel,
     BeforeValidator,
     ByteSize,
     ConfigDict,
@@ -23,10 +24,13 @@ from pydantic import (
     field_validator,
 )
 
-from objectives.config import SETTINGS, ColumnsConfig, DataConfig
+from objectives.config import SETTINGS, ColumnsConfig, DataConfig, FilterConfig
 from objectives.errors import UserError
 from study.cards import SHARE_OF_CARD, card_memory
 from study.front import DEFAULT_OBJECTIVES, OBJECTIVES
+
+SECTIONS: dict[str, type[BaseModel]] = {"columns": ColumnsConfig, "filter": FilterConfig}
+"""Parts of what says which data."""
 
 _FOREIGN_VARIABLES = {"storage": "OPTUNA_STORAGE", "tracking_uri": "MLFLOW_TRACKING_URI"}
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -254,11 +258,24 @@ def add_spec_flags(parser: argparse.ArgumentParser) -> None:
 def add_data_flags(group: argparse._ArgumentGroup, *, is_default: bool = True) -> None:
     """Adds the flags that say which data; is_default: there is a set that is taken else."""
     for name in DataConfig.model_fields:
-        if name == "columns":
-            for column, field in ColumnsConfig.model_fields.items():
-                group.add_argument(f"--columns.{column}", metavar="NAME", help=field.description)
+        if name in SECTIONS:
+            for key, field in SECTIONS[name].model_fields.items():
+                group.add_argument(
+                    flag_of(f"{name}.{key}"),
+                    dest=f"{name}.{key}",
+                    metavar=_METAVARS.get(key, "NAME"),
+                    help=field.description,
+                )
         else:
             _add_field_flag(group, name, is_default or name != "data")
+
+
+def data_names() -> list[str]:
+    """The names of all that says which data, dotted where nested."""
+    names = [name for name in DataConfig.model_fields if name not in SECTIONS]
+    return names + [
+        f"{name}.{key}" for name, part in SECTIONS.items() for key in part.model_fields
+    ]
 
 
 def _add_field_flag(group: argparse._ArgumentGroup, name: str, is_default: bool = True) -> None:
@@ -289,7 +306,10 @@ def add_setting_flag(group: argparse._ArgumentGroup, flag: str, name: str) -> No
 
 
 _METAVARS = {
-    "data": "NAME|PATH",
+    "data": "NAME|PATH|URL",
+    "query": "SQL",
+    "min_rating": "X",
+    "events": "NAME,NAME",
     "split": "SPLIT",
     "split_quantile": "Q",
     "split_date": "DATE",
@@ -350,7 +370,7 @@ def load_spec(flags: Mapping[str, Any], config: Path | None = None) -> StudySpec
                 origins[name] = candidate
         if flags.get(name) is not None:
             values[name] = flags[name]
-            origins[name] = f"--{name}" if "." in name else flag_of(name)
+            origins[name] = f"--{name}" if name.startswith("space.") else flag_of(name)
     nested: dict[str, Any] = {}
     for name, value in values.items():
         section, _, key = name.rpartition(".")
@@ -364,9 +384,10 @@ def load_spec(flags: Mapping[str, Any], config: Path | None = None) -> StudySpec
 
 
 def _names() -> list[str]:
-    names = [name for name in StudySpec.model_fields if name not in ("columns", "space")]
-    names += [f"columns.{name}" for name in ColumnsConfig.model_fields]
-    return names + [f"space.{name}" for name in SETTINGS]
+    own = [
+        name for name in StudySpec.model_fields if name not in (*DataConfig.model_fields, "space")
+    ]
+    return [*data_names(), *own, *(f"space.{name}" for name in SETTINGS)]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -381,7 +402,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _flatten(table: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in table.items():
-        if name in ("columns", "space") and isinstance(value, dict):
+        if name in (*SECTIONS, "space") and isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value

@@ -10,6 +10,7 @@ from objectives.config import DataConfig, TrialConfig
 from objectives.errors import UserError
 from objectives.trial import MemorySource, TrialContext, TrialResult
 from study.budget import check_floor, format_bytes, resolve_budget
+from study.credentials import hide_password
 from study.space import Choices, Range, Space, Value, build_space
 from study.spec import Share, StudySpec, flag_of
 
@@ -94,8 +95,8 @@ class Training:
         self._data = data = prepare(spec.data_config)
         self.name, self.notes = data.name, data.notes
         request = spec.data_config.model_dump(exclude_none=True)
-        if Path(spec.data).exists():
-            request["data"] = str(Path(spec.data).resolve())
+        exists = Path(spec.data).exists()
+        request["data"] = str(Path(spec.data).resolve()) if exists else hide_password(spec.data)
         self.identity: Mapping[str, Any] = {
             "data": {"name": data.name, "digest": data.digest, "split": spec.split},
             # How the data was asked for, so that study.best can ask for it again.

@@ -1,4 +1,4 @@
-"""The examples for clusters, and the commands of docs/many-gpus.md."""
+"""The examples for clusters, and the commands of docs/many-gpus.md and docs/data.md."""
 
 import importlib
 import os
@@ -21,7 +21,8 @@ KUBERNETES: list[dict[str, Any]] = list(
 
 def commands() -> list[str]:
     """Those of ours in the page, the examples and the compose file."""
-    text = (DOCS / "many-gpus.md").read_text() + SLURM.read_text().replace('"$@"', "")
+    pages = [(DOCS / name).read_text() for name in ("many-gpus.md", "data.md")]
+    text = "".join(pages) + SLURM.read_text().replace('"$@"', "")
     found = re.findall(r"^(?:srun )?(python -m .*)$", text, re.M)
     services = YAML(typ="safe").load(ROOT / "docker-compose.yml")["services"]
     lists = [service.get("command", []) for service in services.values()]
@@ -49,7 +50,9 @@ def test_the_commands_are_found() -> None:
         "study.status",
         "study.stop",
         "study.retry",
+        "study.data",
         "dashboards.app",
+        "dashboards.data",
     }
     assert len(commands()) >= 10
 

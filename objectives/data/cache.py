@@ -6,10 +6,18 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from objectives.errors import UserError
+
+_SILENT_SECONDS = 1.0
+"""So long a process waits for another without saying so."""
 
 
 def cache_folder() -> Path:
@@ -43,7 +51,7 @@ def cache_entry(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def made_by_one(target: Path) -> Iterator[None]:
-    """Lets one process of the host into the block at a time; whoever waits says so.
+    """Lets one process of the host into the block at a time; whoever waits long says so.
 
     The system unlocks the file when a process ends, however it does. What a killed one has left
     beside the entry is removed.
@@ -55,9 +63,10 @@ def made_by_one(target: Path) -> Iterator[None]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(target.with_name(f"{target.name}.lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            deadline = time.monotonic() + _SILENT_SECONDS
+            while not (is_held := _locks(lock)) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if not is_held:
                 print(f"waiting for another process that makes {target}", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
@@ -67,8 +76,29 @@ def made_by_one(target: Path) -> Iterator[None]:
         yield
 
 
+def _locks(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _unwritable(target: Path, error: OSError) -> UserError:
     return UserError(
         f"{target.parent}: the cache folder cannot be written ({error.strerror}); name another in "
         "PARETOCUT_CACHE"
     )
+
+
+def cache_batches(target: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Writes batches as Parquet files, parts of a folder that is an entry: whole or not at all.
+
+    Raises:
+        UserError: The cache folder cannot be written.
+    """
+    with cache_entry(target) as temporary:
+        temporary.mkdir()
+        for number, batch in enumerate(batches):
+            table = pa.Table.from_batches([batch])
+            pa.parquet.write_table(table, temporary / f"{number:06}.parquet", compression="zstd")

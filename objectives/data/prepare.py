@@ -14,7 +14,6 @@ from objectives.data import prepared, sources
 from objectives.data.cache import cache_entry, cache_folder, made_by_one
 from objectives.data.filters import keep_enough
 from objectives.data.log import sort
-from objectives.data.named_sets import NAMED_SETS
 from objectives.data.prepared import PreparedData
 from objectives.data.splits import Part, Split, split, unused
 from objectives.errors import UserError
@@ -40,11 +39,11 @@ def prepare(
         UserError: The data cannot be used; the message says what, where and what to do.
     """
     files, columns, notes = sources.locate(config)
-    recipe = [_FORMAT, sources.content_digest(files, columns)]
+    recipe = [_FORMAT, sources.content_digest(files, columns, config.filter)]
     recipe += [getattr(config, name) for name in _ALWAYS_IN_THE_DIGEST]
     # What is as it was before it could be said leaves the digest as it was: studies go on.
     said = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"data", "columns", *_ALWAYS_IN_THE_DIGEST}
+        mode="json", exclude_defaults=True, exclude={*_IN_THE_CONTENT, *_ALWAYS_IN_THE_DIGEST}
     )
     if since is not None:
         said["since"] = since
@@ -58,14 +57,15 @@ def prepare(
     if not entry.is_dir():
         with made_by_one(entry):
             if not entry.is_dir():
-                _prepare(entry, sources.read(files, columns), config, since, catalogue)
-    name = config.data if config.data in NAMED_SETS else Path(config.data).resolve().stem
+                raw = sources.read(files, columns, config.filter)
+                _prepare(entry, raw, config, since, catalogue)
     try:
-        return prepared.load(entry, name, digest, notes)
+        return prepared.load(entry, sources.name_of(config), digest, notes)
     except (OSError, ValueError) as error:
         raise UserError(f"{entry}: the prepared data is damaged; delete the folder") from error
 
 
+_IN_THE_CONTENT = ("data", "query", "columns", "filter")
 _ALWAYS_IN_THE_DIGEST = ("split", "min_item_users", "min_user_items", "validation_users")
 
 

@@ -1,32 +1,29 @@
-"""Where interactions come from: named sets and files, through one door."""
+"""Where interactions come from: named sets, files, databases and tables, through one door."""
 
-import contextlib
-import csv
 import hashlib
-from collections.abc import Iterator
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 
-from objectives.config import ColumnsConfig, DataConfig
-from objectives.data.digests import file_digest
+from objectives.config import ColumnsConfig, DataConfig, FilterConfig
+from objectives.data.cache import cache_folder, made_by_one
+from objectives.data.files import File, file_digest, find, printable, size_of
+from objectives.data.formats import batches, column_chooser, renamed
+from objectives.data.growing import Growing
+from objectives.data.hosted_sets import BY_HAND, HOSTED_SETS, fetch_hosted
+from objectives.data.ids import TEXTS, Ids, MixedTypesError, read_ids
 from objectives.data.named_sets import NAMED_SETS, fetch
+from objectives.data.progress import bytes_progress
+from objectives.data.queries import fetch_query
+from objectives.data.synthetic import PREFIX, Synthetic
+from objectives.data.times import Times, parse_times
 from objectives.errors import UserError
-
-_ALIASES = {
-    "user": ("user", "user_id", "userid", "uid", "user_id:token"),
-    "item": ("item", "item_id", "itemid", "iid", "item_id:token"),
-    "time": ("time", "timestamp", "ts", "datetime", "date", "timestamp:float"),
-}
-_FORMATS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".parquet": None}
-# One row must fit a block; ids of ten million digits do.
-_CSV_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,13 @@ class Interactions:
     """Raw interactions in file order.
 
     Attributes:
-        users: Dense user codes [M], int32.
-        items: Dense item codes [M], int32.
-        times: Times [M], int64 or float64, or None where row order is the order.
-        item_ids: The source's id of every item code.
+        users: Dense user codes by first appearance [M], int32; of sessions, where there are some.
+        items: Dense item codes by first appearance [M], int32.
+        times: Seconds since 1970 [M], int64 where all are whole, else float64; or None where row
+            order is the order.
+        item_ids: The source's id of every item code: int64, uint64 or large_binary.
         notes: What was dropped or is odd, for people.
-        num_users: How many users there are.
+        num_users: Different users.
     """
 
     users: NDArray[np.int32]
@@ -50,251 +48,280 @@ class Interactions:
     num_users: int
 
 
-def locate(config: DataConfig) -> tuple[list[Path], ColumnsConfig, tuple[str, ...]]:
-    """The files of a data set, fetched if need be, their columns, and what to tell the user."""
-    if named := NAMED_SETS.get(config.data):
-        path, notes = fetch(config.data, named)
+def locate(config: DataConfig) -> tuple[list[File], ColumnsConfig, tuple[str, ...]]:
+    """The files of a data set, fetched if need be, their columns, and what to tell the user.
+
+    Raises:
+        UserError: There is no such data, or it cannot be had.
+    """
+    data = config.data
+    if config.query is None and data not in (*NAMED_SETS, *HOSTED_SETS) and not is_synthetic(data):
+        return _find(data), config.columns, ()
+    key = hashlib.sha256(repr((data, config.query)).encode()).hexdigest()[:16]
+    with made_by_one(cache_folder() / "locks" / key):
+        return _fetch(config)
+
+
+def _fetch(config: DataConfig) -> tuple[list[File], ColumnsConfig, tuple[str, ...]]:
+    """What is fetched or made up on first use."""
+    data = config.data
+    if config.query is not None:
+        files, notes = fetch_query(data, config.query)
+        return [*files], config.columns, notes
+    if named := NAMED_SETS.get(data):
+        path, notes = fetch(data, named)
         return [path], named.columns, notes
-    path = Path(config.data)
+    if hosted := HOSTED_SETS.get(data):
+        files, notes = fetch_hosted(data, hosted)
+        return [*files], ColumnsConfig(), notes
+    return [*Synthetic.parse(data).fetch()], ColumnsConfig(), ()
+
+
+def _find(data: str) -> list[File]:
     try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError:  # such as a name that is too long
-        is_folder = is_file = False
-    if is_folder:
-        files = sorted(
-            part for part in path.rglob("*") if part.suffix in _FORMATS and part.is_file()
-        )
-        if not files:
-            raise UserError(f"{path}: the folder holds no .csv, .tsv, .inter or .parquet file")
-        if len({part.suffix for part in files}) > 1:
-            raise UserError(f"{path}: the folder mixes file types; keep the parts of one type")
-    elif is_file:
-        if path.suffix not in _FORMATS:
-            raise UserError(f"{path}: name it .csv, .tsv, .inter or .parquet to say what it is")
-        files = [path]
-    else:
-        raise UserError(
-            f"--data {config.data[:200]}: neither a file or folder nor one of the named sets "
-            f"({', '.join(NAMED_SETS)})"
-        )
-    return files, config.columns, ()
+        return find(data)
+    except FileNotFoundError:
+        pass
+    if data in BY_HAND:
+        where, how = BY_HAND[data]
+        raise UserError(f"--data {data}: {where}; then --data {how}")
+    fixed = [name for name in (*NAMED_SETS, *HOSTED_SETS) if not name.startswith("amazon-")]
+    raise UserError(
+        f"--data {data[:200]}: neither a file or folder nor one of the named sets "
+        f"({', '.join(fixed)}, amazon-2018-… and amazon-2023-… such as amazon-2023-all-beauty)"
+    )
 
 
-def content_digest(files: list[Path], columns: ColumnsConfig) -> str:
-    """SHA-256 over the content of the files and the columns that are asked for."""
-    digest = hashlib.sha256(repr(columns).encode())
+def is_synthetic(data: str) -> bool:
+    """Whether the data is to be made up."""
+    return data.partition(":")[0] == PREFIX
+
+
+def name_of(config: DataConfig) -> str:
+    """A short name of the data, for people."""
+    if config.data in (*NAMED_SETS, *HOSTED_SETS):
+        return config.data
+    if is_synthetic(config.data):
+        return Synthetic.parse(config.data).name
+    if "://" in config.data:
+        url = urllib.parse.urlsplit(config.data)
+        return Path(url.path).stem or url.hostname or url.scheme
+    return Path(config.data).resolve().stem
+
+
+def content_digest(files: list[File], columns: ColumnsConfig, filters: FilterConfig) -> str:
+    """SHA-256 over the content of the files, and which rows and columns of them are asked for."""
+    asked = {**columns.model_dump(exclude_none=True), **filters.model_dump(exclude_none=True)}
+    later = {name: asked[name] for name in asked if name not in ("user", "item", "time")}
+    # As earlier versions wrote it, so that their studies go on.
+    text = f"ColumnsConfig(user={columns.user!r}, item={columns.item!r}, time={columns.time!r})"
+    digest = hashlib.sha256((text + (repr(later) if later else "")).encode())
     for file in files:
-        with _readable(file):
-            digest.update(file_digest(file))
+        digest.update(file_digest(file))
     return digest.hexdigest()
 
 
-def read(files: list[Path], columns: ColumnsConfig) -> Interactions:
+def read(files: list[File], columns: ColumnsConfig, filters: FilterConfig) -> Interactions:
     """Reads, checks and codes the interactions of the files, in their order.
 
     Raises:
         UserError: A file cannot be read, a column is missing, or no row can be used.
     """
-    parts = []
-    for file in files:
-        with _readable(file):
-            parts.append(_read_table(file, columns))
-    if len({"time" in part.column_names for part in parts}) > 1:
-        raise UserError(f"{files[0].parent}: only some of the files have a time column")
-    try:
-        table = pa.concat_tables(parts, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise UserError(
-            f"{files[0].parent}: the files disagree on the types of their columns"
-        ) from error
-    return _clean(table, files[0] if len(files) == 1 else files[0].parent)
+    where = files[0] if len(files) == 1 else files[0].parent
+    rows = _Rows(where, filters)
+    choose = column_chooser(columns, _roles(columns, filters))
+    sizes = [size_of(file) for file in files]
+    with bytes_progress("reading", sum(sizes)) as show:
+        before = 0
+        for file, size in zip(files, sizes, strict=True):
+            rows.begin(file)
+            for batch, done in batches(file, choose):
+                show(before + done)
+                rows.add(batch)
+            before += size
+    return rows.interactions()
 
 
-@contextlib.contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: cannot be read: {reason}") from error
+def from_table(table: Any, columns: ColumnsConfig, filters: FilterConfig) -> Interactions:
+    """The interactions of a table in memory, in the order of its rows.
 
+    Args:
+        table: A pandas DataFrame, or a pyarrow Table or RecordBatch.
+        columns: The names of its columns.
+        filters: Which rows are kept.
 
-def _read_table(file: Path, columns: ColumnsConfig) -> pa.Table:
-    """Columns user, item and, where there is one, time."""
-    delimiter = _FORMATS[file.suffix]
-    if file.stat().st_size == 0:
-        raise UserError(f"{file}: the file is empty")
-    if delimiter is None:
-        header = pa.parquet.read_schema(file).names
-    else:
-        with file.open("rb") as stream:
-            line = stream.readline(1 << 20).decode("utf-8-sig", "backslashreplace")
-            is_empty = not stream.read(1)
-        quoted = delimiter == ","  # between tabs a quote is a character like others
-        header = next(csv.reader([line])) if quoted else line.rstrip("\r\n").split(delimiter)
-    names = _find_columns(file, header, columns)
-    if delimiter is None:
-        table = pa.parquet.read_table(file, columns=list(names.values()))
-    elif is_empty:
-        table = pa.table({name: pa.array([], pa.binary()) for name in names.values()})
-    else:
-        # Ids stay bytes: any encoding and any length is an id, and 007 is not 7.
-        table = pa.csv.read_csv(
-            file,
-            read_options=pa.csv.ReadOptions(
-                block_size=_CSV_BLOCK_BYTES, column_names=header, skip_rows=1
-            ),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=delimiter, quote_char='"' if quoted else False
-            ),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=list(names.values()),
-                column_types={name: pa.binary() for name in names.values()},
-            ),
-        )
-    return table.select(list(names.values())).rename_columns(list(names))
-
-
-def _find_columns(file: Path, header: list[str], columns: ColumnsConfig) -> dict[str, str]:
-    """Our name -> the file's name; time is left out where there is none."""
-    names: dict[str, str] = {}
-    for role, aliases in _ALIASES.items():
-        wanted = getattr(columns, role)
-        if wanted is not None:
-            if role == "time" and wanted == "none":
-                continue
-            found = [name for name in header if name == wanted]
-        else:
-            found = [name for alias in aliases for name in header if name.lower() == alias][:1]
-        if len(found) > 1:
-            raise UserError(f"{file}: the column {wanted!r} stands {len(found)} times in the file")
-        if found and found[0] in names.values():
-            raise UserError(f"{file}: the column {found[0]!r} cannot be two of user, item, time")
-        if found:
-            names[role] = found[0]
-        elif wanted is not None or role != "time":
-            shown = ", ".join(header[:20]) + (", …" if len(header) > 20 else "")
-            missing = f"no column {wanted!r}" if wanted is not None else f"no {role} column"
-            raise UserError(f"{file}: {missing}; choose one with --columns.{role} from: {shown}")
-    return names
-
-
-def _clean(table: pa.Table, where: Path) -> Interactions:
-    """Drops and counts what cannot be used; codes users and items by first appearance."""
-    if table.num_rows == 0:
-        raise UserError(f"{where}: the file has a header but no rows")
-    notes = []
-    arrays = {name: _flatten(table[name], name, where) for name in table.column_names}
-    keep = pc.and_(*(pc.invert(_missing(arrays[name])) for name in ("user", "item")))
-    times = None
-    if "time" in arrays:
-        times, known = _parse_times(arrays["time"], where)
-        keep = pc.and_(keep, pa.array(known))
-        times = times[np.asarray(keep)]
-    dropped = table.num_rows - pc.sum(keep).as_py()
-    if dropped == table.num_rows:
-        raise UserError(f"{where}: every one of the {dropped:,} rows lacks a user, item or time")
-    if dropped:
-        notes.append(
-            f"dropped {dropped:,} of {table.num_rows:,} rows without a user, item or time"
-        )
-    users, items = (arrays[name].filter(keep).dictionary_encode() for name in ("user", "item"))
-    return Interactions(
-        np.asarray(users.indices, dtype=np.int32),
-        np.asarray(items.indices, dtype=np.int32),
-        times,
-        items.dictionary,
-        tuple(notes),
-        len(users.dictionary),
-    )
-
-
-def _flatten(column: pa.ChunkedArray, name: str, where: Path) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if name != "time" and not (
-        pa.types.is_integer(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_null(kind)
-    ):
-        raise UserError(
-            f"{where}: ids must be integers or strings, but the {name} column is {kind}"
-        )
-    # Offsets of 64 bits: the ids of a column may exceed 2 GiB together.
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
-        column = column.cast(pa.large_binary())
-    return column.combine_chunks()
-
-
-def _missing(values: pa.Array) -> pa.Array:
-    if pa.types.is_large_binary(values.type):
-        return pc.or_kleene(pc.is_null(values), pc.equal(pc.binary_length(values), 0)).fill_null(
-            True
-        )
-    return pc.is_null(values)
-
-
-def _parse_times(
-    values: pa.Array, where: Path
-) -> tuple[NDArray[np.int64] | NDArray[np.float64], NDArray[np.bool_]]:
-    """Times as numbers, and which of them are there."""
-    kind = values.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
-        values = values.view(pa.int64())
-    elif pa.types.is_date32(kind):
-        values = values.view(pa.int32())
-    elif pa.types.is_large_binary(kind) or pa.types.is_large_string(kind):
-        values = _parse_written_times(values, where)
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-        raise UserError(
-            f"{where}: times must be numbers, dates or ISO 8601, but the time column is {kind}"
-        )
-    known = np.asarray(values.is_valid())
-    if pa.types.is_floating(values.type):
-        numbers = np.asarray(values.fill_null(np.nan), dtype=np.float64)
-        return numbers, known & np.isfinite(numbers)
-    if pa.types.is_null(values.type):
-        return np.zeros(len(values), dtype=np.int64), known
-    try:
-        return np.asarray(values.fill_null(0).cast(pa.int64())), known
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{where}: the time column exceeds 64 bits; name another with --columns.time"
-        ) from error
-
-
-def _parse_written_times(values: pa.Array, where: Path) -> pa.Array:
-    """Integers, floats or ISO 8601, all of one kind; empty becomes null."""
-    filled = pc.if_else(_missing(values), None, values)
-    try:
-        texts = pc.utf8_trim_whitespace(filled.cast(pa.large_string()))
-    except pa.ArrowException as error:
-        raise UserError(f"{where}: the time column is not UTF-8 text") from error
-    for kind in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+    Raises:
+        UserError: A column is missing, or no row can be used.
+    """
+    if not isinstance(table, pa.Table | pa.RecordBatch):
         try:
-            parsed = texts.cast(kind)
+            table = pa.Table.from_pandas(table, preserve_index=False)
+        except pa.ArrowException as error:
+            raise UserError(f"the table: {printable(str(error), 200)}") from error
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
+    where = Path("the table")
+    names = column_chooser(columns, _roles(columns, filters))(where, table.column_names)
+    rows = _Rows(where, filters)
+    rows.begin(where)
+    for batch in table.to_batches():
+        rows.add(renamed(batch, names))
+    return rows.interactions()
+
+
+def _roles(columns: ColumnsConfig, filters: FilterConfig) -> list[str]:
+    wanted = {
+        "rating": filters.min_rating is not None,
+        "event": filters.events is not None,
+        "session": columns.session is not None,
+    }
+    return ["user", "item", "time", *(role for role, is_wanted in wanted.items() if is_wanted)]
+
+
+class _Rows:
+    """Codes rows batch by batch; drops and counts what cannot be used or is not wanted."""
+
+    def __init__(self, where: object, filters: FilterConfig) -> None:
+        self._where, self._filters = where, filters
+        self._file: object = where
+        self._ids = {"user": Ids(), "item": Ids(), "session": Ids(), "pair": Ids()}
+        self._codes = {"user": Growing(np.int32), "item": Growing(np.int32)}
+        self._times = Times()
+        self._has_times: bool | None = None
+        self._num_rows = self._rows_of_file = 0
+        self._dropped: dict[str, int] = {}
+
+    def begin(self, file: object) -> None:
+        """The rows that follow are of this file."""
+        self._file, self._rows_of_file = file, 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Rows with columns under our names.
+
+        Raises:
+            UserError: A column is not what it should be, or not as in the files before.
+        """
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        has_times = "time" in columns
+        if self._has_times not in (None, has_times):
+            raise UserError(f"{self._where}: only some of the files have a time column")
+        self._has_times = has_times
+        keep = np.ones(batch.num_rows, dtype=bool)
+        ids = {}
+        for name in ("user", "item", "session"):
+            if name in columns:
+                ids[name], known = read_ids(columns[name], name, self._file)
+                keep &= known
+        if has_times:
+            moments = parse_times(columns["time"], self._file, self._rows_of_file)
+            keep &= moments.known
+        self._drop(~keep, "without a user, item or time")
+        if "rating" in columns:
+            keep = self._keep_rated(columns["rating"], keep)
+        if "event" in columns:
+            keep = self._keep_events(columns["event"], keep)
+        self._num_rows += batch.num_rows
+        self._rows_of_file += batch.num_rows
+        if not keep.any():
+            return
+        if has_times:
+            self._times.append(moments, keep, self._where)
+        self._encode(ids, keep)
+
+    def _keep_rated(self, column: pa.Array, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        least = self._filters.min_rating
+        assert least is not None
+        try:
+            ratings = np.asarray(_texts(column).cast(pa.float64()).fill_null(np.nan))
         except pa.ArrowException:
-            continue
-        return parsed.view(pa.int64()) if pa.types.is_timestamp(kind) else parsed
-    for row, text in enumerate(texts.to_pylist(), start=1):
-        if text is not None and not _is_time(text):
             raise UserError(
-                f"{where}, row {row:,}: the time {text[:40]!r} is neither a number nor ISO 8601; "
-                "name another column with --columns.time"
-            )
-    raise UserError(f"{where}: the time column mixes numbers and dates; write all in one way")
+                f"{self._file}: the rating column is not one of numbers; name another with "
+                "--columns.rating"
+            ) from None
+        is_rated = ~np.isnan(ratings)
+        self._drop(keep & ~is_rated, "without a rating")
+        is_high: NDArray[np.bool_] = ratings >= least
+        self._drop(keep & is_rated & ~is_high, f"with a rating below {least:g}")
+        return keep & is_high
 
-
-def _is_time(text: str) -> bool:
-    scalar = pa.scalar(text)
-    for kind in (pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
+    def _keep_events(self, column: pa.Array, keep: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        events = self._filters.events
+        assert events is not None
         try:
-            scalar.cast(kind)
+            texts = _texts(column)
+            if texts.type != pa.large_binary():
+                texts = texts.cast(pa.large_string()).cast(pa.large_binary())
         except pa.ArrowException:
-            continue
-        return True
-    return False
+            raise UserError(
+                f"{self._file}: the event column is {column.type}, not one of words or numbers; "
+                "name another with --columns.event"
+            ) from None
+        wanted = pa.array([event.encode() for event in events], pa.large_binary())
+        is_wanted: NDArray[np.bool_] = np.asarray(pc.is_in(texts, value_set=wanted))
+        self._drop(keep & ~is_wanted, f"of other events than {', '.join(events)}")
+        return keep & is_wanted
+
+    def _drop(self, rows: NDArray[np.bool_], why: str) -> None:
+        self._dropped[why] = self._dropped.get(why, 0) + int(rows.sum())
+
+    def _encode(self, ids: dict[str, pa.Array], keep: NDArray[np.bool_]) -> None:
+        kept = ids if keep.all() else {name: ids[name].filter(pa.array(keep)) for name in ids}
+        try:
+            codes = {name: self._ids[name].encode(values) for name, values in kept.items()}
+        except MixedTypesError:
+            raise UserError(
+                f"{self._where}: the files disagree on the types of their columns"
+            ) from None
+        if "session" in codes:
+            # Sessions may be counted anew for every user.
+            pairs = codes["session"].astype(np.int64)
+            if "user" in codes:
+                pairs += codes["user"].astype(np.int64) << 32
+            codes["user"] = self._ids["pair"].encode(pa.array(pairs))
+        for name, growing in self._codes.items():
+            growing.append(codes[name])
+
+    def interactions(self) -> Interactions:
+        """What was kept.
+
+        Raises:
+            UserError: Nothing was.
+        """
+        if self._num_rows == 0:
+            raise UserError(f"{self._where}: the file has a header but no rows")
+        dropped = {why: count for why, count in self._dropped.items() if count}
+        if sum(dropped.values()) == self._num_rows:
+            if len(dropped) == 1 and "without a user, item or time" in dropped:
+                raise UserError(
+                    f"{self._where}: every one of the {self._num_rows:,} rows lacks a user, item "
+                    "or time"
+                )
+            reasons = "; ".join(f"{count:,} {why}" for why, count in dropped.items())
+            raise UserError(
+                f"{self._where}: none of the {self._num_rows:,} rows is left ({reasons}); change "
+                "--filter.min-rating or --filter.events"
+            )
+        times, notes = self._times.seconds(self._where) if self._has_times else (None, ())
+        users = self._ids["pair"] if len(self._ids["pair"]) else self._ids["user"]
+        return Interactions(
+            self._codes["user"].take(),
+            self._codes["item"].take(),
+            times,
+            self._ids["item"].ids(),
+            tuple(
+                f"dropped {count:,} of {self._num_rows:,} rows {why}"
+                for why, count in dropped.items()
+            )
+            + notes,
+            len(users),
+        )
+
+
+def _texts(column: pa.Array) -> pa.Array:
+    """A column that Arrow can cast to numbers or text; empty text is null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.type in TEXTS:
+        column = column.cast(pa.large_binary())
+        return pc.if_else(pc.equal(pc.binary_length(column), 0), None, column)
+    return column

@@ -1,11 +1,13 @@
+import argparse
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from objectives.config import FilterConfig
 from objectives.errors import UserError
 from study.cards import card_memory
-from study.spec import Share, StudySpec, load_spec, parse_budget
+from study.spec import Share, StudySpec, add_spec_flags, load_spec, parse_budget
 
 
 def test_defaults() -> None:
@@ -170,3 +172,21 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARETOCUT_SEED", "x")
     with pytest.raises(UserError, match="PARETOCUT_SEED x"):
         load_spec({})
+
+
+def test_filters_have_flags_variables_and_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_spec_flags(parser)
+    flags = ["--filter.min-rating", "4", "--filter.events", "view,cart", "--columns.session", "s"]
+    spec = load_spec(vars(parser.parse_args(flags)))
+    assert spec.data_config.filter == FilterConfig(min_rating=4, events=("view", "cart"))
+    assert spec.data_config.columns.session == "s"
+    file = tmp_path / "study.toml"
+    file.write_text('[filter]\nmin_rating = 3\nevents = ["buy"]\n')
+    assert load_spec({}, file).filter == FilterConfig(min_rating=3, events=("buy",))
+    monkeypatch.setenv("PARETOCUT_FILTER_MIN_RATING", "2")
+    assert load_spec({}, file).filter.min_rating == 2
+    with pytest.raises(UserError, match=r"^--filter\.min-rating high: "):
+        load_spec({"filter.min_rating": "high"})
