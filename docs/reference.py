@@ -61,16 +61,16 @@ def _help(module: str) -> str:
 def configuration() -> str:
     """Every key of a study's file, and every setting of a trial."""
     from objectives.config import SETTINGS, ColumnsConfig, FilterConfig
-    from study.spec import StudySpec, flag_of
+    from study.spec import StudySpec
 
     rows = [
-        (f"`{name}`", f"`{flag_of(name)}`", _shown(field.default), field.description)
+        (f"`{name}`", _shown(field.default), field.description)
         for name, field in StudySpec.model_fields.items()
         if name not in ("space", "columns", "filter")
     ]
     for section, part in (("columns", ColumnsConfig), ("filter", FilterConfig)):
         rows += [
-            (f"`{section}.{name}`", f"`{flag_of(f'{section}.{name}')}`", "", field.description)
+            (f"`{section}.{name}`", "", field.description)
             for name, field in part.model_fields.items()
         ]
     settings = [
@@ -87,9 +87,9 @@ def configuration() -> str:
         [
             "# Configuration\n",
             "A key stands in a TOML file (`--config study.toml`), in the environment as",
-            "`PARETOCUT_` and its name in capitals, or is a flag. Flags win over the environment,",
-            "the environment over the file.\n",
-            *_table(("key", "flag", "default", ""), rows),
+            "`PARETOCUT_` and its name in capitals, or is a flag, with dashes: `--split-date`. Flags",
+            "win over the environment, the environment over the file.\n",
+            *_table(("key", "default", ""), rows),
             "\n## Settings of a trial\n",
             "As `--space.NAME`, or in `[space]` of the file: one value fixes a setting, two",
             "numbers open a range, more values or words are choices.\n",
