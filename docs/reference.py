@@ -87,8 +87,8 @@ def configuration() -> str:
         [
             "# Configuration\n",
             "A key stands in a TOML file (`--config study.toml`), in the environment as",
-            "`PARETOCUT_` and its name in capitals, or is a flag, with dashes: `--split-date`. Flags",
-            "win over the environment, the environment over the file.\n",
+            "`PARETOCUT_` and its name in capitals, or is a flag, with dashes: `--split-date`.",
+            "Flags win over the environment, the environment over the file.\n",
             *_table(("key", "default", ""), rows),
             "\n## Settings of a trial\n",
             "As `--space.NAME`, or in `[space]` of the file: one value fixes a setting, two",
