@@ -52,10 +52,11 @@ class DataConfig(BaseModel):
         "folder of such files",
     )
     columns: ColumnsConfig = ColumnsConfig()
-    split: Literal["leave-one-out", "temporal"] = Field(
+    split: Literal["leave-one-out", "temporal", "none"] = Field(
         "leave-one-out",
         description="leave-one-out: each user's last item is the test target, the one before the "
-        "validation target; temporal: cut at the 90 %% quantile of time, as in the CCE- paper",
+        "validation target; temporal: cut at the 90 %% quantile of time, as in the CCE- paper; "
+        "none: all is trained on (not for a search)",
     )
     validation_users: int | None = Field(
         None,

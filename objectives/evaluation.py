@@ -139,6 +139,7 @@ class Recommended:
             item_users_V: Users of the log that have each item.
             num_users: Users of the log.
         """
+        num_users = max(num_users, 1)
         weights_V = torch.log2(num_users / item_users_V.clamp(min=1).double())
         weights_V /= max(np.log2(num_users), 1e-12)
         # The last entry stands for the id -1: the list has ended.

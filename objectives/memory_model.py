@@ -47,7 +47,7 @@ class DataShape:
     Attributes:
         num_items: V.
         lengths: Of the training sequences.
-        histories: Of the histories that evaluations are made of.
+        histories: Of the histories that evaluations are made of; training's where there are none.
         train_bytes: Bytes of the training sequences.
         target_bytes: Bytes of the larger of the two other splits.
     """
@@ -62,10 +62,11 @@ class DataShape:
     def of(data: PreparedData) -> "DataShape":
         """That of a prepared data set."""
         splits = data.validation, data.test
+        histories = np.concatenate([split.inputs.lengths for split in splits])
         return DataShape(
             data.num_items,
             Lengths(data.train.lengths),
-            Lengths(np.concatenate([split.inputs.lengths for split in splits])),
+            Lengths(histories if len(histories) else data.train.lengths),
             data.train.items.nbytes + data.train.offsets.nbytes,
             max(split.inputs.items.nbytes + split.items.nbytes for split in splits),
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -324,10 +325,10 @@ class SequentialObjective:
             for _ in range(2):
                 trainer.train_step(trainer.batches.largest())
             validation = self._targets(self.data.validation, budget)
-            batch = next(validation.batches(**self._cut(trainer)))
-            states_BD = trainer.encoder()(batch)
-            table_VD = trainer.model.outputs.weight.detach()
-            target_ranks(states_BD, table_VD, batch.targets_B, batch.seen)
+            for batch in islice(validation.batches(**self._cut(trainer)), 1):
+                states_BD = trainer.encoder()(batch)
+                table_VD = trainer.model.outputs.weight.detach()
+                target_ranks(states_BD, table_VD, batch.targets_B, batch.seen)
         return memory.peak
 
     @property

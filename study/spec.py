@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    field_validator,
 )
 
 from objectives.config import SETTINGS, ColumnsConfig, DataConfig
@@ -209,6 +210,15 @@ class StudySpec(DataConfig):
     space: dict[str, Any] = Field(
         default_factory=dict, description="settings of a trial: fixed, ranges or choices"
     )
+
+    @field_validator("split")
+    @classmethod
+    def _can_be_searched(cls, split: str) -> str:
+        if split == "none":
+            raise ValueError(
+                "a search needs targets to validate trials on; choose leave-one-out or temporal"
+            )
+        return split
 
     @property
     def data_config(self) -> DataConfig:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
 from objectives.config import DataConfig
 from objectives.data import sources
 from objectives.data.cache import cache_entry, cache_folder
+from objectives.data.moments import parse_moment
 from objectives.data.named_sets import NAMED_SETS
 from objectives.errors import UserError
 
@@ -107,8 +109,17 @@ class _Log:
         )
 
 
-def prepare(config: DataConfig) -> PreparedData:
+def prepare(
+    config: DataConfig, *, since: str | None = None, catalogue: pa.Array | None = None
+) -> PreparedData:
     """The prepared data of a configuration, from the cache if it was prepared before.
+
+    Args:
+        config: Which data, filtered and split how.
+        since: Only users with a training interaction at or after this date or time are trained
+            on, with all that lies before, too.
+        catalogue: Ids of items that a model knows: they are the first ones, as they are in it,
+            and those of the data that it does not know follow.
 
     Raises:
         UserError: The data cannot be used; the message says what, where and what to do.
@@ -122,10 +133,16 @@ def prepare(config: DataConfig) -> PreparedData:
         config.min_user_items,
         config.validation_users,
     ]
+    if since is not None:
+        recipe.append({"since": since})
+    if catalogue is not None:
+        recipe.append(
+            {"catalogue": hashlib.sha256(repr(catalogue.to_pylist()).encode()).hexdigest()}
+        )
     digest = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     entry = cache_folder() / "prepared" / digest
     if not entry.is_dir():
-        data = _prepare(sources.read(files, columns), config, digest)
+        data = _prepare(sources.read(files, columns), config, digest, since, catalogue)
         with cache_entry(entry) as temporary:
             _save(data, temporary)
     try:
@@ -138,7 +155,13 @@ def _name(config: DataConfig) -> str:
     return config.data if config.data in NAMED_SETS else Path(config.data).resolve().stem
 
 
-def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> PreparedData:
+def _prepare(
+    raw: sources.Interactions,
+    config: DataConfig,
+    digest: str,
+    since: str | None,
+    known: pa.Array | None,
+) -> PreparedData:
     notes = list(raw.notes)
     if config.split == "temporal" and raw.times is None:
         raise UserError(
@@ -159,16 +182,16 @@ def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> Prep
             )
     log = _Log(raw.users[order], raw.items[order], None if raw.times is None else raw.times[order])
     log = _filter(log, config, notes)
-    split = _leave_one_out if config.split == "leave-one-out" else _temporal
-    train, validation, test = split(log, config, notes)
+    train, validation, test = _SPLITS[config.split](log, config, notes)
 
-    # The catalogue: training items under a temporal split, all items under leave-one-out, where
-    # published results rank items that only occur as targets too.
-    catalogue = np.unique(train.items if config.split == "temporal" else log.items)
-    encode = np.full(len(raw.item_ids), -1, dtype=np.int32)
-    encode[catalogue] = np.arange(len(catalogue), dtype=np.int32)
+    # The catalogue: training items under a temporal split, all items under others: of
+    # leave-one-out published results rank items that only occur as targets too.
+    items = np.unique(train.items if config.split == "temporal" else log.items)
+    encode, item_ids = _encode(raw.item_ids, items, known, config)
+    if since is not None:
+        train = _active(train, since, config)
     notes.append(
-        f"{config.split}: {len(catalogue):,} items, {_count(train):,} training sequences, "
+        f"{config.split}: {len(item_ids):,} items, {_count(train):,} training sequences, "
         f"{_count(validation):,} validation and {_count(test):,} test targets"
     )
     for name, part in (("validation", validation), ("test", test)):
@@ -180,13 +203,45 @@ def _prepare(raw: sources.Interactions, config: DataConfig, digest: str) -> Prep
     return PreparedData(
         _name(config),
         digest,
-        len(catalogue),
-        raw.item_ids.take(pa.array(catalogue)),
+        len(item_ids),
+        item_ids,
         _sequences(train, encode),
         _targets(validation, encode),
         _targets(test, encode),
         tuple(notes),
     )
+
+
+def _encode(
+    ids: pa.Array, items: NDArray[np.int64], known: pa.Array | None, config: DataConfig
+) -> tuple[NDArray[np.int32], pa.Array]:
+    """The number of each of these items, -1 of others, and their ids: known ones first."""
+    encode = np.full(len(ids), -1, dtype=np.int32)
+    if known is None:
+        known = ids.slice(0, 0)
+    elif known.type != ids.type:
+        raise UserError(
+            f"{config.data}: its item ids are {ids.type}, those of the model {known.type}; read "
+            "the data from the kind of file that the model was trained on"
+        )
+    places = pc.index_in(ids.take(pa.array(items)), value_set=known).fill_null(-1).to_numpy()
+    new = items[places < 0]
+    encode[items] = places
+    encode[new] = np.arange(len(known), len(known) + len(new), dtype=np.int32)
+    return encode, pa.concat_arrays([known, ids.take(pa.array(new))])
+
+
+def _active(train: _Log, since: str, config: DataConfig) -> _Log:
+    """The users with an interaction at that time or after it."""
+    if train.times is None:
+        raise UserError(f"--since {since}: {config.data} has no times; leave it out")
+    begin = parse_moment(since, train.times, "--since")
+    active = train.where(np.isin(train.users, train.users[train.times >= begin]))
+    if len(active.users) == 0:
+        raise UserError(
+            f"--since {since}: no training interaction is so late; name an earlier time"
+        )
+    return active
 
 
 def _count(log: _Log) -> int:
@@ -336,6 +391,16 @@ def _temporal(log: _Log, config: DataConfig, notes: list[str]) -> tuple[_Log, _L
     return train, validation, test
 
 
+def _none(log: _Log, config: DataConfig, notes: list[str]) -> tuple[_Log, _Log, _Log]:
+    """All is trained on, nothing is validated or tested."""
+    train = _require_training(log.where(_lengths(log) >= 2), config)
+    nothing = log.where(np.zeros(len(log.users), dtype=bool))
+    return train, nothing, nothing
+
+
+_SPLITS = {"leave-one-out": _leave_one_out, "temporal": _temporal, "none": _none}
+
+
 def _require_training(train: _Log, config: DataConfig) -> _Log:
     if len(train.users) == 0:
         raise UserError(
@@ -351,7 +416,7 @@ def _repeated_targets(log: _Log) -> int:
 
 
 def _sequences(log: _Log, encode: NDArray[np.int32]) -> Sequences:
-    starts = np.flatnonzero(np.diff(log.users, prepend=log.users[0] - 1))
+    starts = np.flatnonzero(np.diff(log.users, prepend=-1))
     return Sequences(encode[log.items], np.append(starts, len(log.users)).astype(np.int64))
 
 

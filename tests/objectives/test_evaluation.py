@@ -164,6 +164,11 @@ def test_one_user(targets_of: TargetsOf) -> None:
     assert metrics["surprisal_at_5"] == 0
 
 
+def test_no_user(targets_of: TargetsOf) -> None:
+    metrics = metrics_of(torch.zeros(0, 3), targets_of([]))
+    assert set(metrics.values()) == {0.0}
+
+
 def test_every_metric_at_every_cutoff(targets_of: TargetsOf) -> None:
     assert CUTOFFS == (1, 5, 10, 20, 100)
     users, scores_UV = random_users(9, 40), random_scores(9, 40)

@@ -1,6 +1,7 @@
 """The gate on a CPU, with the predictions of a simulated card."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from kernels.gpu import Gpu
 from objectives.config import TrialConfig
-from objectives.data import PreparedData
+from objectives.data import PreparedData, Targets
 from objectives.memory_gate import MemoryGate, PredictionError
 from objectives.memory_model import DataShape, MemoryModel
 from objectives.sequential import SequentialObjective
@@ -25,6 +26,13 @@ CPU = torch.device("cpu")
 def gate(cycle: PreparedData, tmp_path: Path) -> MemoryGate:
     model = MemoryModel(DataShape.of(cycle), Gpu(capability=9, num_sms=132))
     return MemoryGate(model, PredictionError(tmp_path / "card.json"))
+
+
+def test_data_without_targets_is_taken_to_be_as_long_as_its_training(
+    cycle: PreparedData, targets_of: Callable[[list[list[int]]], Targets]
+) -> None:
+    shape = DataShape.of(replace(cycle, validation=targets_of([]), test=targets_of([])))
+    assert (shape.histories.longest, shape.target_bytes) == (6, 0)
 
 
 def config(**settings: Any) -> TrialConfig:

@@ -483,6 +483,14 @@ def test_a_probe_takes_one_step_and_holds_to_the_budget(cycle: PreparedData) -> 
         objective.probe(config(), peak - 1)
 
 
+def test_data_without_targets_is_probed_by_its_training(
+    cycle: PreparedData, targets_of: Callable[[list[list[int]]], Targets]
+) -> None:
+    alone = replace(cycle, validation=targets_of([]), test=targets_of([]))
+    objective = SequentialObjective(alone, CPU)
+    assert objective.probe(config(), 1 << 30) > 0
+
+
 def test_a_pruner_may_stop_the_trial(cycle: PreparedData, make_context: MakeContext) -> None:
     epochs: list[int] = []
 

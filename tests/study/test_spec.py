@@ -110,6 +110,7 @@ def test_a_number_in_a_file_is_a_budget_in_bytes(tmp_path: Path) -> None:
         ({"memory_budget": "RTX 4091"}, ("--memory-budget RTX 4091", "RTX 4090", "24GiB")),
         ({"memory_budget": "banana"}, ("--memory-budget banana", "24GiB", "90%")),
         ({"split": "random"}, ("--split random", "temporal")),
+        ({"split": "none"}, ("--split none: a search needs targets", "choose leave-one-out")),
         ({"study": "a/b"}, ("--study a/b",)),
         ({"device": "tpu"}, ("--device tpu",)),
         ({"seed": "-1"}, ("--seed -1",)),

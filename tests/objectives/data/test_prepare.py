@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -316,6 +317,55 @@ def test_users_without_a_target_are_skipped_and_counted(tmp_path: Path) -> None:
     assert prepare(config(tmp_path / "log.csv", split="temporal")).notes == data.notes
 
 
+# All for training
+
+
+def test_nothing_is_held_back_for_a_model_that_is_to_serve(tmp_path: Path) -> None:
+    log = [*marked_log(), Event(40, 7, 1)]
+    data = prepare(config(write(tmp_path / "log.csv", log), split="none"))
+    alone = {40}  # one interaction predicts nothing
+    assert sorted(lists(data, data.train)) == sorted(
+        items(events) for user, events in histories(log).items() if user not in alone
+    )
+    assert (len(data.validation.inputs), len(data.validation.items)) == (0, 0)
+    assert (len(data.test.inputs), len(data.test.items)) == (0, 0)
+    assert set(map(int, data.item_ids.to_pylist())) == {event.item for event in log}
+
+
+def test_only_who_was_active_since_trains_on_all_they_had(tmp_path: Path) -> None:
+    log = [Event(user, item, 10 * user + item) for user in range(5) for item in range(4)]
+    path = write(tmp_path / "log.csv", [*log, Event(0, 3, 33)])
+    data = prepare(config(path, split="none"), since="33")
+    assert lists(data, data.train) == [[0, 1, 2, 3, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+    whole = prepare(config(path, split="none"))
+    assert data.digest != whole.digest
+    assert data.item_ids == whole.item_ids
+    for since, reason in (("44", "no training interaction is so late"), ("soon", "write a date")):
+        with pytest.raises(UserError, match=rf"^--since {since}: {reason}"):
+            prepare(config(path, split="none"), since=since)
+    untimed = config(path, split="none", columns=ColumnsConfig(time="none"))
+    with pytest.raises(UserError, match=r"^--since 33: .* has no times"):
+        prepare(untimed, since="33")
+
+
+@pytest.mark.parametrize("split", ["none", "temporal"])
+def test_items_that_a_model_knows_keep_their_numbers(split: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", marked_log())
+    whole = prepare(config(path, split=split))
+    ids = whole.item_ids.to_pylist()
+    known = pa.array([ids[5], b"999", ids[0]], whole.item_ids.type)
+    data = prepare(config(path, split=split), catalogue=known)
+    assert data.item_ids.to_pylist() == [
+        *known.to_pylist(),
+        *(each for place, each in enumerate(ids) if place not in (0, 5)),
+    ]
+    assert data.num_items == len(ids) + 1
+    assert split_of(data) == split_of(whole)
+    assert data.digest != whole.digest
+    with pytest.raises(UserError, match="item ids are large_binary, those of the model int64"):
+        prepare(config(path, split=split), catalogue=pa.array([1]))
+
+
 # Filters
 
 
@@ -449,6 +499,7 @@ def test_the_digest_is_that_of_content_and_configuration(tmp_path: Path) -> None
     choices: list[dict[str, Any]] = [
         {},
         {"split": "temporal"},
+        {"split": "none"},
         {"min_item_users": 2},
         {"min_user_items": 2},
         {"validation_users": 2},
