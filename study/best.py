@@ -63,7 +63,7 @@ def _best(arguments: argparse.Namespace) -> int:
 
     _check_choice(arguments)
     check_flags(arguments)
-    budget = _parse_budget(arguments.budget)
+    budget = parse_budget(arguments.budget)
     seconds = _parse_seconds(arguments.seconds)
     record = read(find(arguments.study, arguments.storage, arguments.output_dir))
     if arguments.knee:
@@ -121,7 +121,12 @@ def _parse_weight(text: str) -> float:
     return weight
 
 
-def _parse_budget(text: str | None) -> int | None:
+def parse_budget(text: str | None) -> int | None:
+    """A memory limit in bytes; None where none is given.
+
+    Raises:
+        UserError: It is no size.
+    """
     if text is None:
         return None
     try:

@@ -131,7 +131,10 @@ def produce(
     made: dict[str, Any] = {}
     if arguments.since is not None:
         assert registry is not None
-        path, made["refreshed"] = _refresh(arguments, record, registry, folder)
+        path, judged = _refresh(arguments, record, registry, folder)
+        for name, figures in judged["models"].items():
+            cli.say(f"{name}: NDCG@10 {figures['ndcg_at_10']:.4f}, {figures['seconds']:.1f} s")
+        made["refreshed"] = judged
         folders = [path]
     else:
         retraining = Retraining(record, trial, device=arguments.device, folder=folder, say=cli.say)

@@ -134,8 +134,8 @@ def refresh(
         against_scratch: Whether it is judged against a training from scratch, too.
 
     Returns:
-        The folder of the model, and for each model that was judged what it reached; `is_better`
-        says whether it is better than the champion, and `why` the figures.
+        The folder of the model, and for each of the `models` that were judged what it reached;
+        `is_better` says whether it is better than the champion, and `why` the figures.
     """
     with tempfile.TemporaryDirectory() as temporary:
         champion = SavedModel.load(registry.fetch(version.name, version.version, Path(temporary)))
@@ -149,4 +149,4 @@ def refresh(
             is_better = now > before
             why = f"NDCG@10 {now:.4f} against {before:.4f} in the last tenth of the time"
         asked.train("none").save(asked.folder)
-    return asked.folder, {**judged, "is_better": is_better, "why": why}
+    return asked.folder, {"models": judged, "is_better": is_better, "why": why}

@@ -102,7 +102,6 @@ class Registry:
         import mlflow
         from mlflow.exceptions import MlflowException
 
-        root = Path(__file__).parent.parent
         run = self.client.create_run(
             experiment_id(self.client, self._uri, self._output_dir),
             run_name=f"{about['study']} {about['trial']} model",
@@ -113,13 +112,8 @@ class Registry:
                 mlflow.log_dict(front, "front.json")
                 info = mlflow.pyfunc.log_model(
                     name="model",
-                    python_model=str(root / "study" / "serving.py"),
-                    artifacts={"model": str(folder)},
-                    code_paths=[str(root / package) for package in _PACKAGES],
-                    pip_requirements=_requirements(),
-                    model_config={"int8": int8},
                     registered_model_name=name,
-                    **_interface(folder),
+                    **as_pyfunc(folder, int8=int8),
                 )
         except MlflowException as error:
             raise UserError(
@@ -178,8 +172,13 @@ def _tags(about: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in tags.items()}
 
 
-def _interface(folder: Path) -> dict[str, Any]:
-    """Signature and example of what the model takes and gives."""
+def as_pyfunc(folder: Path, *, int8: bool) -> dict[str, Any]:
+    """A saved model as `mlflow.pyfunc.log_model` takes it.
+
+    Args:
+        folder: The saved model.
+        int8: Whether it is served by a table of bytes.
+    """
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -202,7 +201,13 @@ def _interface(folder: Path) -> dict[str, Any]:
         ParamSpec("remove_seen", DataType.boolean, True),
         ParamSpec("candidates", kind, [], shape=(-1,)),
     ]
+    root = Path(__file__).parent.parent
     return {
+        "python_model": str(root / "study" / "serving.py"),
+        "artifacts": {"model": str(folder)},
+        "code_paths": [str(root / package) for package in _PACKAGES],
+        "pip_requirements": _requirements(),
+        "model_config": {"int8": int8},
         "signature": ModelSignature(
             Schema([ColSpec(Array(kind), "history")]),
             Schema([ColSpec(of, name) for name, of in outputs.items()]),

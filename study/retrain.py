@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from study.records import StudyRecord, TrialRecord
 
+_OF_SPLITS = ("validation_users", "split_quantile", "split_date", "target")
+"""What of the data that a study asked for is of its split alone."""
+
 
 class Retraining:
     """Trains a complete trial's configuration for as many epochs as its best weights had.
@@ -98,9 +101,13 @@ class Retraining:
         self, split: str, *, since: str | None = None, catalogue: "pa.Array | None" = None
     ) -> PreparedData:
         """The study's data in another split; `since` and `catalogue` as `prepare` has them."""
-        request = {**self._record.identity["request"], "split": split}
-        request.pop("validation_users", None)
-        return prepare(DataConfig.model_validate(request), since=since, catalogue=catalogue)
+        request = {
+            name: value
+            for name, value in self._record.identity["request"].items()
+            if name not in _OF_SPLITS
+        }
+        asked = DataConfig.model_validate({**request, "split": split})
+        return prepare(asked, since=since, catalogue=catalogue)
 
     def training(self, data: PreparedData, seed: int, epochs: int, **more: Any) -> dict[str, Any]:
         """What a training is of: another one has another of these."""

@@ -286,7 +286,8 @@ def test_the_champion_goes_on_with_what_has_come_since(best: Command, studied: P
         write_log(studied / "log.parquet", LOG)
     made = json.loads(done.stdout)
     judged = made["refreshed"]
-    assert set(judged) == {"champion", "refreshed", "scratch", "is_better", "why"}
+    assert set(judged["models"]) == {"champion", "refreshed", "scratch"}
+    assert all(f"{name}: NDCG@10" in done.stderr for name in judged["models"])
     saved = SavedModel.load(Path(made["models"][0]))
     assert len(saved.item_ids) == 36
     assert saved.item_ids[:30] == prepare(DataConfig(data="log.parquet", split="none")).item_ids
