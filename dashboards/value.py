@@ -1,6 +1,5 @@
 """What a GiB buys: the best quality within a memory limit, and what doubling the limit adds."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from dashboards.axes import log_memory_axis, value_range
 from dashboards.limits import draw_budget, draw_cards
 from dashboards.queries import StudyView, TrialView
 from study.budget import format_bytes
+from study.front import knee as front_knee
 from study.front import pareto_front
 
 
@@ -76,21 +76,10 @@ def doublings(view: StudyView) -> list[Doubling]:
 
 
 def knee(view: StudyView) -> TrialView | None:
-    """The trial from which on a doubling of the memory buys less than it does on average.
-
-    The one farthest above the chord, the straight line between the ends of the front, of quality
-    over the logarithm of memory (Satopaa et al., "Finding a 'Kneedle' in a Haystack", 2011).
-    None where the front has no trial between its ends, or none above the chord.
-    """
+    """The trial at the knee of quality over memory; see `study.front.knee`."""
     front = memory_front(view.complete)
-    if len(front) < 3:
-        return None
-    x = [math.log(trial.memory or 1) for trial in front]
-    y = [trial.quality or 0.0 for trial in front]
-    slope = (y[-1] - y[0]) / (x[-1] - x[0])
-    heights = [y[i] - y[0] - slope * (x[i] - x[0]) for i in range(len(front))]
-    highest = max(range(1, len(front) - 1), key=heights.__getitem__)
-    return front[highest] if heights[highest] > 0 else None
+    index = front_knee([(trial.quality or 0.0, float(trial.memory or 0)) for trial in front])
+    return None if index is None else front[index]
 
 
 def value_figure(view: StudyView) -> go.Figure:

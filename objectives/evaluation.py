@@ -13,6 +13,7 @@ The log is the histories that the lists were made from, as in the CCE- paper.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -20,7 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels import target_ranks, top_k
+from kernels.gpu import on_gpu
 from models.config import ModelConfig
+from models.transformer import Transformer
 from objectives.config import TrainingConfig
 from objectives.data.prepared import PreparedData
 from objectives.data.sequences import DeviceTargets, TargetBatch
@@ -37,6 +40,20 @@ each, after .27 s of training (H100); so many tokens take 12 MiB there, at width
 _ITEMS_PER_TOKEN = 32
 """Items whose gradients in the table take more than a token takes in an evaluation, which is about
 17 numbers of its width (counted with tracked memory, any architecture and feed-forward layer)."""
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """What a model computes in: bfloat16 on a GPU, else float32."""
+    if on_gpu(device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def encode(model: Transformer, batch: TargetBatch) -> Tensor:
+    """The states [B, D] behind each history's last item, of a model in evaluation mode."""
+    with torch.no_grad(), autocast(batch.ids_T.device):
+        states_TD: Tensor = model(batch.ids_T, batch.packing)
+        return states_TD[batch.packing.last_B]
 
 
 def evaluate(

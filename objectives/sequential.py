@@ -1,12 +1,10 @@
 """The objective of a real trial: train a sequential recommender, evaluate it, measure it."""
 
-import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,15 +20,14 @@ from objectives import checkpoint
 from objectives.card import available_memory
 from objectives.config import TrainingConfig, TrialConfig
 from objectives.data import PreparedData, Targets
-from objectives.data.sequences import DeviceSequences, DeviceTargets, stays_on_host
+from objectives.data.sequences import DeviceTargets, stays_on_host
 from objectives.errors import UserError
 from objectives.evaluation import batch_tokens, evaluate
-from objectives.losses import build_loss
 from objectives.memory import MemoryMeter, least_table_memory, measured_memory
 from objectives.memory_gate import MemoryGate
 from objectives.memory_model import serves_all_sizes
 from objectives.parallel import ALONE, EndedTrial, Group
-from objectives.training import NonFiniteLoss, Trainer
+from objectives.training import NonFiniteLoss, Trainer, arithmetic, build_trainer
 from objectives.trial import (
     QUALITY,
     DivergedTrial,
@@ -67,27 +64,6 @@ class _Progress:
         """Peak memory, that of earlier tries included."""
         earlier = self.history[-1]["memory/peak_bytes"] if self.history else 0
         return max(int(earlier), memory.peak)
-
-
-@contextmanager
-def _arithmetic(config: TrainingConfig) -> Iterator[None]:
-    """Sums within the block are added in a fixed order, if the configuration asks for it.
-
-    cuBLAS reads the size of its workspace once in a process. By default it takes 32 MiB of a
-    Hopper card, which are part of every peak; 8 MiB are as fast (H200, a step of 21,000 tokens of
-    width 256), but only the former sums in a fixed order.
-    """
-    is_fixed = config.arithmetic == "deterministic"
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8" if is_fixed else ":4096:2:16:8")
-    if is_fixed == torch.are_deterministic_algorithms_enabled():
-        # To say it again would import torch's compiler, in three seconds.
-        yield
-        return
-    torch.use_deterministic_algorithms(is_fixed)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(not is_fixed)
 
 
 @dataclass(frozen=True)
@@ -199,7 +175,7 @@ class SequentialObjective:
         for epoch, metrics in enumerate(progress.history, 1):
             self._report(context, epoch, metrics)
         with (
-            _arithmetic(config.training),
+            arithmetic(config.training),
             measured_memory(self.device, context.memory_budget) as memory,
         ):
             trainer = self._trainer(config, context.seed, context.memory_budget, self.group)
@@ -321,7 +297,7 @@ class SequentialObjective:
         room = budget if room is None else room
         if needed > room:
             raise InfeasibleTrial(needed, "predicted")
-        with _arithmetic(config.training), measured_memory(self.device, room) as memory:
+        with arithmetic(config.training), measured_memory(self.device, room) as memory:
             trainer = self._trainer(config, 0, budget)
             for _ in range(2):
                 trainer.train_step(trainer.batches.largest())
@@ -349,20 +325,15 @@ class SequentialObjective:
     def _trainer(
         self, config: TrialConfig, seed: int, budget: int, group: Group = ALONE
     ) -> Trainer:
-        torch.manual_seed(seed)
-        with self.device:
-            model = config.build_model(self.data.num_items)
-        train = self.data.train
-        on_host = stays_on_host(train.items.nbytes + train.offsets.nbytes, budget)
-        sequences = DeviceSequences(train, self.device, on_host=on_host)
-        counts_V = self._item_counts.to(self.device) if config.loss.needs_counts else None
-        loss = build_loss(config.loss, seed, model.outputs.sink, counts_V)
-        return Trainer(model, loss, sequences, config.training, seed, group)
-
-    @cached_property
-    def _item_counts(self) -> Tensor:
-        """How often each item occurs in the training data [V], on the host."""
-        return torch.from_numpy(np.bincount(self.data.train.items, minlength=self.data.num_items))
+        return build_trainer(
+            config,
+            self.data.train,
+            self.data.num_items,
+            self.device,
+            seed=seed,
+            budget=budget,
+            group=group,
+        )
 
     def _targets(self, targets: Targets, budget: int) -> DeviceTargets:
         on_host = stays_on_host(targets.inputs.items.nbytes + targets.items.nbytes, budget)

@@ -3,8 +3,9 @@
 Shapes: B sequences, T tokens of packed sequences, N rows of the loss, D width.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +17,40 @@ from kernels.gpu import on_gpu
 from models.blocks import Block
 from models.transformer import Transformer
 from objectives.capture import CapturedStep, GraphMemory
-from objectives.config import TrainingConfig
+from objectives.config import TrainingConfig, TrialConfig
 from objectives.data.batch_sizes import Shape
 from objectives.data.batches import Plan, TrainingBatches
-from objectives.data.sequences import DeviceSequences, TargetBatch
-from objectives.losses import Loss
+from objectives.data.prepared import Sequences
+from objectives.data.sequences import DeviceSequences, TargetBatch, stays_on_host
+from objectives.evaluation import autocast, encode
+from objectives.losses import Loss, build_loss
 from objectives.optimization import Optimization
 from objectives.parallel import ALONE, Group
 
 
 class NonFiniteLoss(Exception):
     """The mean training loss of an epoch is not finite."""
+
+
+@contextmanager
+def arithmetic(config: TrainingConfig) -> Iterator[None]:
+    """Sums within the block are added in a fixed order, if the configuration asks for it.
+
+    cuBLAS reads the size of its workspace once in a process. By default it takes 32 MiB of a
+    Hopper card, which are part of every peak; 8 MiB are as fast (H200, a step of 21,000 tokens of
+    width 256), but only the former sums in a fixed order.
+    """
+    is_fixed = config.arithmetic == "deterministic"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8" if is_fixed else ":4096:2:16:8")
+    if is_fixed == torch.are_deterministic_algorithms_enabled():
+        # To say it again would import torch's compiler, in three seconds.
+        yield
+        return
+    torch.use_deterministic_algorithms(is_fixed)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(not is_fixed)
 
 
 @dataclass
@@ -147,7 +171,7 @@ class Trainer:
         batch = self.batches.assemble(numbers, shape)
         # Random order: neighbours of one sequence must not share their negatives.
         order_N = torch.randperm(shape.num_rows, device=self.device)
-        with self._autocast():
+        with autocast(self.device):
             states_TD = self.model(batch.ids_T, batch.packing)
             loss = self.loss(
                 states_TD.index_select(0, batch.rows_N[order_N]),
@@ -190,18 +214,45 @@ class Trainer:
         """The state behind each history's last item, in evaluation mode."""
         self.model.eval()
 
-        def encode(batch: TargetBatch) -> Tensor:
-            with torch.no_grad(), self._autocast(), self._memory():
-                states_TD: Tensor = self.model(batch.ids_T, batch.packing)
-                return states_TD[batch.packing.last_B]
+        def encoded(batch: TargetBatch) -> Tensor:
+            with self._memory():
+                return encode(self.model, batch)
 
-        return encode
+        return encoded
 
     def _memory(self) -> AbstractContextManager[object]:
         """Memory that lies idle between steps."""
         return nullcontext() if self._graphs is None else self._graphs.lent()
 
-    def _autocast(self) -> AbstractContextManager[object]:
-        if on_gpu(self.device):
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+
+def build_trainer(
+    config: TrialConfig,
+    train: Sequences,
+    num_items: int,
+    device: torch.device,
+    *,
+    seed: int,
+    budget: int,
+    group: Group = ALONE,
+) -> Trainer:
+    """A trainer of a fresh model on a device.
+
+    Args:
+        config: The trial, `resolved`.
+        train: What it trains on.
+        num_items: V.
+        device: That of this process.
+        seed: Seeds the weights, and all that is random in the training.
+        budget: Bytes that it may allocate: data that is large beside them stays on the host.
+        group: The processes that it is shared by.
+    """
+    torch.manual_seed(seed)
+    with device:
+        model = config.build_model(num_items)
+    on_host = stays_on_host(train.items.nbytes + train.offsets.nbytes, budget)
+    sequences = DeviceSequences(train, device, on_host=on_host)
+    counts_V = None
+    if config.loss.needs_counts:
+        counts_V = torch.from_numpy(np.bincount(train.items, minlength=num_items)).to(device)
+    loss = build_loss(config.loss, seed, model.outputs.sink, counts_V)
+    return Trainer(model, loss, sequences, config.training, seed, group)

@@ -1,4 +1,4 @@
-"""`python -m study.best`: the best trial under a budget."""
+"""`python -m study.best`: chooses a trial, and makes the model of it that serves."""
 
 import argparse
 import json
@@ -12,6 +12,8 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from objectives.config import TrialConfig
 from objectives.errors import UserError
 from study import cli
+from study.choice import at_knee, by_weight
+from study.production import add_flags, check_flags, is_asked, produce
 
 if TYPE_CHECKING:
     from study.records import StudyRecord, TrialRecord
@@ -21,15 +23,29 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code; 3 if no trial is within the budget."""
     parser = cli.build_parser(
         "study.best",
-        "[--study NAME] [--budget SIZE] [--seconds N] [options]",
-        "Show the best trial of a study under a memory budget.",
+        "[--study NAME] [--budget SIZE | --knee | --weight W] [options]",
+        "Show the best trial of a study under a memory budget; train it on all data, register it.",
     )
     cli.add_study_flags(parser)
-    parser.add_argument(
+    choice = parser.add_argument_group("which trial")
+    choice.add_argument(
         "--budget", metavar="SIZE", help="memory limit, such as 6GiB (default: the study's)"
     )
-    parser.add_argument(
+    choice.add_argument(
         "--seconds", metavar="N", help="what the trial may have taken (default: any time)"
+    )
+    choice.add_argument(
+        "--knee",
+        action="store_true",
+        help="in place of limits: where a doubling of the memory begins to buy less than on "
+        "average",
+    )
+    choice.add_argument(
+        "--weight",
+        metavar="W",
+        help="in place of limits: the most of W q - (1 - W) m, with W from 0 (least memory) to 1 "
+        "(best quality), and q the NDCG@10 and m the logarithm of the peak, each from 0 to 1 over "
+        "the front",
     )
     parser.add_argument("--json", action="store_true", help="print the trial as JSON")
     parser.add_argument(
@@ -37,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FILE",
         help="write the configuration for study.run --config; - prints it",
     )
+    add_flags(parser)
     return cli.main(parser, _best, argv)
 
 
@@ -44,16 +61,23 @@ def _best(arguments: argparse.Namespace) -> int:
     from study.budget import format_bytes
     from study.records import find, read
 
-    budget = _parse_budget(arguments.budget)
+    _check_choice(arguments)
+    check_flags(arguments)
+    budget = parse_budget(arguments.budget)
     seconds = _parse_seconds(arguments.seconds)
     record = read(find(arguments.study, arguments.storage, arguments.output_dir))
-    trial = record.best(budget, seconds)
-    if trial is None:
-        limit = format_bytes(record.budget if budget is None else budget)
+    if arguments.knee:
+        trial = at_knee(record)
+        limit = "at a knee; use --budget or --weight"
+    elif arguments.weight is not None:
+        trial = by_weight(record, _parse_weight(arguments.weight))
+        limit = "there"
+    else:
+        trial = record.best(budget, seconds)
+        limit = f"in {format_bytes(record.budget if budget is None else budget)}"
         limit += "" if arguments.seconds is None else f" and {seconds:g} s"
-        cli.say(
-            f"study {record.name}: of {len(record.complete)} complete trials none is in {limit}"
-        )
+    if trial is None:
+        cli.say(f"study {record.name}: of {len(record.complete)} complete trials none is {limit}")
         return cli.NOTHING_FEASIBLE
     if arguments.toml is not None:
         text = as_toml(record, trial)
@@ -66,14 +90,43 @@ def _best(arguments: argparse.Namespace) -> int:
             raise UserError(
                 f"--toml {arguments.toml}: cannot be written ({error.strerror})"
             ) from error
+    made: dict[str, Any] = {}
+    if is_asked(arguments):
+        made = produce(arguments, record, trial, [as_json(each) for each in record.front()])
     if arguments.json:
-        print(json.dumps(as_json(trial), indent=2))
+        print(json.dumps({**as_json(trial), **made}, indent=2))
     elif arguments.toml is None:
         print(trial_table(trial))
+        for path in made.get("models", ()):
+            print(path)
     return cli.OK
 
 
-def _parse_budget(text: str | None) -> int | None:
+def _check_choice(arguments: argparse.Namespace) -> None:
+    limits = ["--budget"] * (arguments.budget is not None)
+    limits += ["--seconds"] * (arguments.seconds is not None)
+    chosen = ["--knee"] * arguments.knee + ["--weight"] * (arguments.weight is not None)
+    if len(chosen) > 1 or (chosen and limits):
+        given = " and ".join([*chosen, *limits])
+        raise UserError(f"{given}: each chooses a trial in its own way; leave all but one out")
+
+
+def _parse_weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight <= 1:
+        raise UserError(f"--weight {text}: write a number from 0 (least memory) to 1 (quality)")
+    return weight
+
+
+def parse_budget(text: str | None) -> int | None:
+    """A memory limit in bytes; None where none is given.
+
+    Raises:
+        UserError: It is no size.
+    """
     if text is None:
         return None
     try:

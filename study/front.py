@@ -1,5 +1,6 @@
 """What a study searches for: its objectives, their Pareto front and its hypervolume."""
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -43,6 +44,26 @@ def pareto_front(points: Sequence[Point]) -> list[int]:
         if not beaten:
             front.append(index)
     return front
+
+
+def knee(points: Sequence[Point]) -> int | None:
+    """Index of the point from which on a doubling of the cost buys less than it does on average.
+
+    The one farthest above the chord, the straight line between the ends of the front, of quality
+    over the logarithm of the cost (Satopaa et al., "Finding a 'Kneedle' in a Haystack", 2011).
+    None where the front has no point between its ends, or none above the chord.
+
+    Args:
+        points: Quality and one cost.
+    """
+    front = pareto_front(points)
+    if len(front) < 3:
+        return None
+    y, x = zip(*((points[i][0], math.log(points[i][1] or 1)) for i in front), strict=True)
+    slope = (y[-1] - y[0]) / (x[-1] - x[0])
+    heights = [y[i] - y[0] - slope * (x[i] - x[0]) for i in range(len(front))]
+    highest = max(range(1, len(front) - 1), key=heights.__getitem__)
+    return front[highest] if heights[highest] > 0 else None
 
 
 def is_beaten(point: Point, rivals: Iterable[Point]) -> bool:

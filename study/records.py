@@ -48,6 +48,7 @@ class TrialRecord:
         peak_reserved: Bytes reserved by the allocator; None without a GPU.
         seconds: Wall time.
         epochs: Epochs trained.
+        best_epoch: The one whose weights were kept, from 1; 0 where none was.
         metrics: Validation and test metrics of the weights that were kept.
         started: When it began.
         finished: When it ended.
@@ -78,6 +79,7 @@ class TrialRecord:
     peak_reserved: int | None = None
     seconds: float | None = None
     epochs: int = 0
+    best_epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     started: datetime | None = None
     finished: datetime | None = None
@@ -330,6 +332,7 @@ def _trial(trial: StoredTrial, mlflow_run: str | None, curve: tuple[float, ...])
         peak_reserved=result.get("peak_reserved"),
         seconds=result.get("seconds"),
         epochs=result.get("epochs", 0),
+        best_epoch=result.get("best_epoch", 0),
         metrics=result.get("metrics", {}),
         started=trial.started,
         finished=trial.finished,

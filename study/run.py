@@ -162,7 +162,7 @@ def _tracker(
     folder = spec.output_dir / ledger.study.study_name
     sight = Sight(
         partial(describe_study, tracking_store=spec.tracking_store, command=command),
-        partial(_write_report, folder=folder, tracking_store=spec.tracking_store),
+        partial(write_report, folder=folder, tracking_store=spec.tracking_store),
     )
     return Tracker(ledger, spec.tracking_store, spec.output_dir, say, sight)
 
@@ -176,7 +176,7 @@ def _finish(
 
     tracker.drain()  # so that the report can link to the runs
     record = read(ledger, curves=True)
-    report = _write_report(record, spec.output_dir / record.name, spec.tracking_store)
+    report = write_report(record, spec.output_dir / record.name, spec.tracking_store)
     tracker.close("KILLED" if is_cut_short else "FINISHED", report)
     save_into_study(ledger.study, record, spec.tracking_store)
     return record, report
@@ -235,12 +235,12 @@ def _budget_sentence(record: "StudyRecord") -> str:
     return f"memory budget {format_bytes(record.budget)} ({measured})"
 
 
-def _write_report(record: "StudyRecord", folder: Path, tracking_store: str) -> list[Path]:
+def write_report(record: "StudyRecord", folder: Path, tracking_store: str) -> list[Path]:
     """The report, or nothing where it cannot be written: that must not cost the result."""
-    from dashboards.report import write_report
+    from dashboards import report
 
     try:
-        return [write_report(record, folder / "report.html", tracking_store)]
+        return [report.write_report(record, folder / "report.html", tracking_store)]
     except UserError as error:
         cli.say(f"python -m study.run: {error}")
         return []

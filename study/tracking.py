@@ -248,7 +248,7 @@ class Tracker:
         identity = self._ledger.identity
         name = self._ledger.study.study_name
         created = client.create_run(
-            _experiment(client, self.uri, self._output_dir),
+            experiment_id(client, self.uri, self._output_dir),
             run_name=name,
             tags={**self._tags, "paretocut.study": name},
         ).info.run_id
@@ -281,7 +281,7 @@ class Tracker:
         else:
             name = self._ledger.study.study_name
             run_id = client.create_run(
-                _experiment(client, self.uri, self._output_dir),
+                experiment_id(client, self.uri, self._output_dir),
                 run_name=f"{name} {number}",
                 start_time=_milliseconds(trial.started),
                 tags={
@@ -375,6 +375,7 @@ def build_client(uri: str) -> "MlflowClient":
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
         ("GIT_PYTHON_REFRESH", "quiet"),
     ):
         os.environ.setdefault(variable, value)
@@ -384,7 +385,8 @@ def build_client(uri: str) -> "MlflowClient":
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: "MlflowClient", uri: str, output_dir: Path) -> Any:
+def experiment_id(client: "MlflowClient", uri: str, output_dir: Path) -> Any:
+    """The id of our experiment, made if need be."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return found.experiment_id

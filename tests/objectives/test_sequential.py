@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kernels import RowSink
-from objectives import checkpoint, sequential
+from objectives import checkpoint, sequential, training
 from objectives.config import TrialConfig
 from objectives.data import PreparedData, Sequences, Targets
 from objectives.data.sequences import DeviceSequences, DeviceTargets
@@ -80,7 +80,7 @@ def test_candidates_go_by_the_items_of_the_training_data(
         given.append(counts_V)
         return build_loss(loss, seed, sink, counts_V)
 
-    monkeypatch.setattr(sequential, "build_loss", record)
+    monkeypatch.setattr(training, "build_loss", record)
     objective = SequentialObjective(data, CPU)
     for candidates in ("popularity", "in-batch", "uniform"):
         objective(config(candidates=candidates, max_epochs=1), make_context())
@@ -532,8 +532,8 @@ def test_data_that_is_too_large_for_the_budget_stays_on_the_host(
 
         return make
 
-    for kind in (DeviceSequences, DeviceTargets):
-        monkeypatch.setattr(sequential, kind.__name__, spy(kind))
+    monkeypatch.setattr(training, "DeviceSequences", spy(DeviceSequences))
+    monkeypatch.setattr(sequential, "DeviceTargets", spy(DeviceTargets))
     items = np.zeros(300_000, np.int32)
     large = replace(cycle, train=Sequences(items, np.arange(0, 300_001, 6)))
     for data in (cycle, large):

@@ -1,0 +1,152 @@
+"""A champion trained on, with what has come since: new interactions and new items."""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from objectives.data import PreparedData
+from objectives.errors import UserError
+from objectives.recommending import Recommender, raw_ids
+from objectives.saved_model import SavedModel
+
+if TYPE_CHECKING:
+    from study.registry import Registry
+    from study.retrain import Retraining
+
+SHARE_OF_EPOCHS = 0.25
+"""Of those of a training from scratch: so a refresh takes at most that share of its time."""
+
+_NOISE = 0.1
+"""Of the spread of a column of the item table, in the rows of new items."""
+
+_CUTOFF = 10
+
+
+def extended(
+    weights: Mapping[str, Tensor], num_items: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Weights of a model with more items behind its own.
+
+    A new row is the mean row plus a tenth of the spread of each column, times normal noise: an
+    item that nobody has had scores as an average one does.
+    """
+    longer = dict(weights)
+    for name in ("items.weight", "_outputs.weight"):
+        if name in longer:
+            table_VD = longer[name].float()
+            noise_ND = torch.randn(
+                num_items - len(table_VD), table_VD.shape[1], generator=generator
+            )
+            rows_ND = table_VD.mean(0) + _NOISE * table_VD.std(0) * noise_ND
+            longer[name] = torch.cat([longer[name], rows_ND.to(longer[name].dtype)])
+    return longer
+
+
+def served_ndcg(recommender: Recommender, data: PreparedData) -> float:
+    """NDCG@10 of what a model would have answered the test histories of data, in raw ids."""
+    ids, test = raw_ids(data.item_ids), data.test
+    begins, ends = test.inputs.offsets[:-1], test.inputs.offsets[1:]
+    histories = [
+        [ids[item] for item in test.inputs.items[begin:end]]
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+    gains = [
+        1 / np.log2(items.index(ids[target]) + 2) if ids[target] in items else 0.0
+        for items, target in zip(
+            recommender.recommend(histories, _CUTOFF).items, test.items, strict=True
+        )
+    ]
+    return float(np.mean(gains))
+
+
+class Refresh:
+    """One champion, and the configuration that it was trained by."""
+
+    def __init__(self, champion: SavedModel, retraining: "Retraining", since: str) -> None:
+        """Prepares; since: as `--since` has it."""
+        self._champion, self._retraining, self._since = champion, retraining, since
+        self._epochs = max(1, round(SHARE_OF_EPOCHS * retraining.epochs))
+        # A schedule that falls does so within the refresh.
+        training = retraining.config.training.model_copy(update={"max_epochs": self._epochs})
+        self._config = retraining.config.model_copy(update={"training": training})
+        name = f"trial-{champion.about['trial']}-since-{re.sub(r'[^0-9A-Za-z.]+', '-', since)}"
+        self.folder = retraining.folder / name
+
+    def train(self, split: str, **about: Any) -> SavedModel:
+        """The champion, trained on on the users of a split that were active since then."""
+        retraining, champion = self._retraining, self._champion
+        data = retraining.data(split, since=self._since, catalogue=champion.item_ids)
+        training = retraining.training(
+            data, retraining.seed, self._epochs, champion=champion.about["training"]
+        )
+        generator = torch.Generator().manual_seed(retraining.seed)
+        weights = extended(champion.weights, data.num_items, generator)
+        fitted = retraining.train(data, training, self.folder, self._config, weights)
+        return retraining.saved(data, training, fitted, **about)
+
+    def judge(self, *, against_scratch: bool) -> dict[str, dict[str, float]]:
+        """NDCG@10 on the last tenth of the time, which none of them was trained on, and seconds.
+
+        Args:
+            against_scratch: Whether to train a model from scratch, too.
+
+        Raises:
+            UserError: The last tenth begins before the refresh does.
+        """
+        retraining = self._retraining
+        models = {"champion": self._champion, "refreshed": self.train("temporal")}
+        data = retraining.data("temporal")
+        if against_scratch:
+            training = retraining.training(data, retraining.seed, retraining.epochs)
+            folder = self.folder.with_name(f"{self.folder.name}-scratch")
+            fitted = retraining.train(data, training, folder)
+            models["scratch"] = retraining.saved(data, training, fitted)
+        return {
+            name: {
+                "ndcg_at_10": served_ndcg(Recommender(model, retraining.device), data),
+                "seconds": model.about["seconds"],
+            }
+            for name, model in models.items()
+        }
+
+
+def refresh(
+    registry: "Registry",
+    version: Any,
+    retraining: "Retraining",
+    since: str,
+    *,
+    against_scratch: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """Trains the champion on, judges how well that works, and saves the model.
+
+    Args:
+        registry: Has the champion.
+        version: That of the champion.
+        retraining: By the champion's trial.
+        since: As `--since` has it.
+        against_scratch: Whether it is judged against a training from scratch, too.
+
+    Returns:
+        The folder of the model, and for each of the `models` that were judged what it reached;
+        `is_better` says whether it is better than the champion, and `why` the figures.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        champion = SavedModel.load(registry.fetch(version.name, version.version, Path(temporary)))
+        asked = Refresh(champion, retraining, since)
+        try:
+            judged = asked.judge(against_scratch=against_scratch)
+        except UserError as error:
+            judged, is_better, why = {}, False, f"it could not be judged ({error})"
+        else:
+            now, before = (judged[name]["ndcg_at_10"] for name in ("refreshed", "champion"))
+            is_better = now > before
+            why = f"NDCG@10 {now:.4f} against {before:.4f} in the last tenth of the time"
+        asked.train("none").save(asked.folder)
+    return asked.folder, {"models": judged, "is_better": is_better, "why": why}

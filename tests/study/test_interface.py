@@ -1,0 +1,54 @@
+"""The interface for Python."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import study
+from objectives.errors import UserError
+from study import Study
+
+SMALL = {"width": 8, "max_length": 10, "num_blocks": 1, "max_epochs": 1, "batch_size": [16, 32]}
+
+
+@pytest.mark.usefixtures("made_store")
+def test_a_study_in_python(tiny_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_csv.parent)
+    asked = Study(data="tiny.csv", n_trials=2, memory_budget="1GiB", space=SMALL, timeout=None)
+    assert asked.spec.n_trials == 2
+    with pytest.raises(UserError, match="there is no study"):
+        asked.trials()
+    ran = asked.run()
+    assert ran.name == "tiny"
+    assert [trial.outcome for trial in ran.trials()] == ["complete", "complete"]
+    assert ran.record.budget == 1 << 30
+    assert all(trial.config["batch_size"] in range(16, 33) for trial in ran.trials())
+    assert all(len(trial.curve) == 1 for trial in ran.trials())
+    best = ran.best()
+    assert best is not None
+    assert best == ran.front()[-1]
+    assert ran.best("1KiB") is None
+    report = ran.report()
+    assert report is not None
+    assert report.is_file()
+    more = Study(data="tiny.csv", n_trials=3, memory_budget="1GiB", space=SMALL).run()
+    assert len(more.trials()) == 3
+
+
+def test_what_cannot_be_asked() -> None:
+    with pytest.raises(UserError, match=r"trials: python -m study\.run has no such flag"):
+        Study(trials=3)
+    with pytest.raises(UserError, match="--n-trials"):
+        Study(n_trials=0)
+    with pytest.raises(UserError, match="no-such"):
+        Study(data="no-such.csv").run()
+    with pytest.raises(AttributeError, match="Trial"):
+        study.Trial  # noqa: B018
+
+
+def test_the_package_imports_little() -> None:
+    code = "import study, study.best, sys; print({'torch', 'optuna', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
