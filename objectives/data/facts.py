@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives.data.prepare import PreparedData
+from objectives.data import PreparedData
 from objectives.data.sources import Interactions
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
