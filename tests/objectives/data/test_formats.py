@@ -179,7 +179,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("log.csv.gz", b"user,item\n1,"), ("log.jsonl.gz", b'{"user": 1}\n{"')]
+    ("name", "head"),
+    [("log.csv.gz", b"user,item\n1,"), ("log.jsonl.gz", b'{"user": 1, "item": 2}\n{"')],
 )
 def test_a_file_that_unpacks_to_far_more_is_refused_in_little_memory(
     name: str, head: bytes, tmp_path: Path
