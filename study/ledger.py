@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from objectives.errors import UserError
 from objectives.trial import QUALITY
@@ -31,7 +31,7 @@ from study.credentials import hide_password
 from study.front import OBJECTIVES, objectives_of
 from study.locks import locked
 from study.patience import PatientStorage, ridden_out, wait_when_away
-from study.stored import state_of
+from study.stored import has_failed, state_of
 
 PARENT = -1
 """Number that stands for the study itself where a trial's number is expected."""
@@ -108,7 +108,8 @@ def connect(url: str, *, read_only: bool = False) -> RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     parsed = _parse(url)
-    options: dict[str, Any] = {"pool_pre_ping": True}
+    # What is written is asked again where the connection is lost, without asking before.
+    options: dict[str, Any] = {"pool_pre_ping": read_only}
     if parsed.drivername.startswith("sqlite"):
         options["connect_args"] = {"timeout": 60}
     elif parsed.drivername.startswith("postgresql"):
@@ -265,16 +266,19 @@ class Ledger:
             Whether it was kept; not where the trial has failed, as that of a lost worker.
         """
         key = {"study": self.study_id, "number": number, "epoch": epoch}
-        with self.engine.begin() as connection:
-            if state_of(connection, self.study.study_name, number) == "FAIL":
-                return False
-            connection.execute(sa.delete(tables.epochs).where(*_equal(tables.epochs, key)))
-            connection.execute(
-                sa.insert(tables.epochs).values(
-                    **key, recorded_at=datetime.now(UTC), metrics=dict(metrics)
-                )
-            )
-        return True
+        reported = {"recorded_at": datetime.now(UTC), "metrics": dict(metrics)}
+        goes_on = ~has_failed(self.study.study_name, number)
+        columns = [tables.epochs.c[name] for name in (*key, *reported)]
+        values = zip(columns, (*key.values(), *reported.values()), strict=True)
+        row = [sa.literal(value, column.type) for column, value in values]
+        insert = sa.insert(tables.epochs).from_select(columns, sa.select(*row).where(goes_on))
+        try:
+            with self.engine.begin() as connection:
+                return connection.execute(insert, execution_options=_COUNTED).rowcount == 1
+        except IntegrityError:  # It is there.
+            update = sa.update(tables.epochs).where(*_equal(tables.epochs, key), goes_on)
+            with self.engine.begin() as connection:
+                return connection.execute(update.values(**reported)).rowcount == 1
 
     @ridden_out
     def epochs(self, number: int | Collection[int] | None = None, after: int = 0) -> list[Epoch]:
@@ -340,6 +344,10 @@ class Ledger:
         with self.engine.begin() as connection:
             connection.execute(sa.delete(tables.runs).where(*_equal(tables.runs, key)))
             connection.execute(sa.insert(tables.runs).values(study=self.study_id, **run._asdict()))
+
+
+_COUNTED = {"preserve_rowcount": True}
+"""So that the number of rows of an INSERT is known."""
 
 
 def _equal(table: sa.Table, key: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:

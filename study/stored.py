@@ -126,6 +126,15 @@ def state_of(connection: sa.Connection, study: str, number: int) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
+def has_failed(study: str, number: int) -> sa.Exists:
+    """The condition that one trial has failed."""
+    named = sa.select(_studies.c.study_id).where(_studies.c.study_name == study)
+    state = sa.cast(_trials.c.state, sa.String)  # Of a type of its own in PostgreSQL.
+    return sa.exists().where(
+        _trials.c.study_id.in_(named), _trials.c.number == number, state == "FAIL"
+    )
+
+
 def fingerprint(connection: sa.Connection, study: str) -> tuple[Any, ...]:
     """What changes when a trial of the study begins or ends; one query."""
     query = (
