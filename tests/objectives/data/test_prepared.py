@@ -12,6 +12,7 @@ import torch
 
 from objectives.config import DataConfig
 from objectives.data import PreparedData, prepare
+from objectives.data import prepared as prepared_module
 
 _PREPARE = """
 import sys
@@ -99,6 +100,18 @@ def test_data_without_targets_can_be_mapped(log: Path) -> None:
     data = prepare(DataConfig(data=str(log), split="none", min_item_users=1))
     assert data.test.inputs.items.shape == data.test.items.shape == (0,)
     assert data.test.inputs.offsets.tolist() == [0]
+
+
+def test_it_does_not_matter_how_much_is_written_at_a_time(
+    log: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = []
+    for most in (1, 7, 1 << 22):
+        monkeypatch.setenv("PARETOCUT_CACHE", str(cache / str(most)))
+        monkeypatch.setattr(prepared_module, "_WRITTEN_TOGETHER", most)
+        digest = prepared(log).digest
+        contents.append(content(cache / str(most) / "prepared" / digest))
+    assert contents[0] == contents[1] == contents[2]
 
 
 def test_one_process_prepares_while_others_wait_and_say_so(log: Path, cache: Path) -> None:
