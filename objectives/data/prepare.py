@@ -19,8 +19,10 @@ from objectives.data.splits import Part, Split, split, unused
 from objectives.errors import UserError
 from objectives.moments import parse_moment
 
-_FORMAT = 2
-"""Version of the prepared files; raise it when they or the steps before them change."""
+_STEPS = 2
+"""Version of the steps from the source to sequences; a study goes on with data of its own only."""
+_IN_THE_CONTENT = ("data", "query", "columns", "filter")
+_ALWAYS_IN_THE_DIGEST = ("split", "min_item_users", "min_user_items", "validation_users")
 
 
 def prepare(
@@ -39,7 +41,7 @@ def prepare(
         UserError: The data cannot be used; the message says what, where and what to do.
     """
     files, columns, notes = sources.locate(config)
-    recipe = [_FORMAT, sources.content_digest(files, columns, config.filter)]
+    recipe = [_STEPS, sources.content_digest(files, columns, config.filter)]
     recipe += [getattr(config, name) for name in _ALWAYS_IN_THE_DIGEST]
     # What is as it was before it could be said leaves the digest as it was: studies go on.
     said = config.model_dump(
@@ -63,10 +65,6 @@ def prepare(
         return prepared.load(entry, sources.name_of(config), digest, notes)
     except (OSError, ValueError) as error:
         raise UserError(f"{entry}: the prepared data is damaged; delete the folder") from error
-
-
-_IN_THE_CONTENT = ("data", "query", "columns", "filter")
-_ALWAYS_IN_THE_DIGEST = ("split", "min_item_users", "min_user_items", "validation_users")
 
 
 def _prepare(
