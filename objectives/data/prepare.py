@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from objectives.config import DataConfig
+from objectives.config import ColumnsConfig, DataConfig
 from objectives.data import prepared, sources
 from objectives.data.cache import cache_entry, cache_folder, made_by_one
+from objectives.data.files import File
 from objectives.data.filters import keep_enough
 from objectives.data.log import sort
 from objectives.data.prepared import PreparedData
@@ -59,8 +60,7 @@ def prepare(
     if not entry.is_dir():
         with made_by_one(entry):
             if not entry.is_dir():
-                raw = sources.read(files, columns, config.filter)
-                _prepare(entry, raw, config, since, catalogue)
+                _prepare(entry, files, columns, config, since, catalogue)
     try:
         return prepared.load(entry, sources.name_of(config), digest, notes)
     except (OSError, ValueError) as error:
@@ -69,18 +69,20 @@ def prepare(
 
 def _prepare(
     entry: Path,
-    raw: sources.Interactions,
+    files: list[File],
+    columns: ColumnsConfig,
     config: DataConfig,
     since: str | None,
     catalogue: pa.Array | None,
 ) -> None:
+    raw = sources.read(files, columns, config.filter)
+    # Arrow keeps what it read with: of 100 M rows as much as these rows take.
+    pa.default_memory_pool().release_unused()
     if config.split == "temporal" and raw.times is None:
         raise UserError(
             f"--split temporal: {config.data} has no time column; name it with --columns.time or "
             "use --split leave-one-out"
         )
-    # Arrow keeps what files were read with: of 100 M rows as much as these rows take.
-    pa.default_memory_pool().release_unused()
     notes = list(raw.notes)
     ids = raw.item_ids
     log = sort(raw, notes)
