@@ -21,7 +21,8 @@ from objectives.errors import UserError
 from objectives.moments import parse_moment
 
 _STEPS = 2
-"""Version of the steps from the source to sequences; a study goes on with data of its own only."""
+"""Version of what makes sequences of a source; raise it where the sequences change, and studies
+that were begun before are refused."""
 _IN_THE_CONTENT = ("data", "query", "columns", "filter")
 _ALWAYS_IN_THE_DIGEST = ("split", "min_item_users", "min_user_items", "validation_users")
 
