@@ -33,8 +33,8 @@ _SETTINGS = {
     "table_scale": 0.3,
     "negatives": 256,
     "group_size": 128,
-    "batch_size": 64,
-    "learning_rate": 2e-3,
+    "batch_size": 32,
+    "learning_rate": 5e-3,
     "schedule": "cosine",
     "warmup": 0.05,
 }
