@@ -5,7 +5,7 @@ python -m benchmarks.serving --data globo-news.parquet [--batch N] [--output FIL
 The ten best of all items of the data, seen ones removed, for test histories (leave-one-out, no
 item or user filtered), in calls of 256: by the registered model as MLflow loads it, a data frame
 with raw ids in and one with lists out, with and without a table of bytes (`int8`). The model is a
-SASRec of width 128 with two blocks, trained for two epochs of 20,000 of the sequences.
+SASRec of width 128 with two blocks, trained for two epochs of 5,000 of the sequences.
 
 `equal` is the share of the lists that are those of an evaluation of the same histories, in its own
 batches, and `recall` the share of their items that are among the ten answered ones. Times are of
@@ -51,7 +51,7 @@ _SETTINGS = {
     "batch_size": 256,
     "max_epochs": 2,
 }
-_SEQUENCES = 20_000
+_SEQUENCES = 5_000
 
 
 def main() -> None:

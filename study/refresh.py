@@ -66,7 +66,8 @@ class Refresh:
             champion, data.train, data.num_items, retraining.device, retraining.seed
         )
         begun = time.perf_counter() - begin
-        fitted = retraining.train(data, training, self.folder, config, weights)
+        folder = self.folder.with_name(f"{self.folder.name}-{split}")
+        fitted = retraining.train(data, training, folder, config, weights)
         return retraining.saved(data, training, fitted, seconds=begun + fitted.seconds)
 
     def _epochs(self, active: PreparedData, whole: PreparedData) -> int:
