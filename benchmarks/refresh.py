@@ -3,7 +3,7 @@
 python -m benchmarks.refresh --data globo-news.parquet [--sample N] [--seeds N] [--output FILE]
 
 The champion is trained on the first 80 % of the interactions by time, and goes on as `study.best
---since` does, on the users who were active in the tenth after that, for a quarter of the time. The
+--since` does, on the users who were active in the tenth after that, in a quarter of the steps. The
 other model is trained from scratch on all 90 %. Both, and the champion as it was, answer the test
 histories of the last tenth (the temporal split): NDCG@10 of their lists. The configuration is
 small enough for a CPU, with `--sample 16`, one of 16 users; `--width` and `--epochs` change it.

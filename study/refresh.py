@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from study.registry import Registry
     from study.retrain import Retraining
 
-SHARE_OF_TIME = 0.25
-"""Of a training from scratch, what a refresh may take."""
+SHARE_OF_STEPS = 0.25
+"""Of a training from scratch, what a refresh takes."""
 
 _CUTOFF = 10
 
@@ -71,11 +71,10 @@ class Refresh:
         return retraining.saved(data, training, fitted, seconds=begun + fitted.seconds)
 
     def _epochs(self, active: PreparedData, whole: PreparedData) -> int:
-        """So many that they take a quarter of the interactions that the champion's epochs do."""
-        longest = self._retraining.config.model.max_length
-        counts = [np.minimum(data.train.lengths, longest).sum() for data in (whole, active)]
-        epochs = int(SHARE_OF_TIME * self._retraining.epochs * counts[0] / counts[1])
-        return min(max(1, epochs), self._retraining.epochs)
+        epochs = self._retraining.epochs
+        return min(
+            max(1, int(SHARE_OF_STEPS * epochs * len(whole.train) / len(active.train))), epochs
+        )
 
     def judge(self, *, against_scratch: bool) -> dict[str, dict[str, float]]:
         """NDCG@10 on the last tenth of the time, which none of them was trained on, and seconds.
