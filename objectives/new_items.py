@@ -62,7 +62,7 @@ def _states_before(
     num_items: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the states before each new item [N, D], and which of them had any."""
+    """The summed states before each new item [N, D], and which of the items had any."""
     config, known = saved.config.model, len(saved.item_ids)
     with torch.device("meta"):
         model = config.build(num_items, table_dtype=saved.config.training.table_dtype)
