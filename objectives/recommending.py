@@ -58,7 +58,6 @@ class Recommender:
 
     Attributes:
         ids: The raw id of every item.
-        kind: Of the raw ids: int or str.
     """
 
     def __init__(self, saved: SavedModel, device: torch.device, *, int8: bool = False) -> None:
@@ -73,7 +72,6 @@ class Recommender:
         self._batch_tokens = saved.batch_tokens
         self._device = device
         self.ids = raw_ids(saved.item_ids)
-        self.kind: type[Id] = type(self.ids[0])
         self._codes = {raw: code for code, raw in enumerate(self.ids)}
         self._table_VD = self._model.outputs.weight.detach()
         self._counts_V1 = torch.tensor(saved.counts_V)[:, None].float().to(device)

@@ -108,7 +108,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         model: dict[str, Any] = json.loads((folder / _MODEL).read_text())
-        is_known = model["format"] == _FORMAT
+        is_known = model["format"] == _FORMAT and isinstance(model["about"], dict)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: holds no model of python -m study.best --retrain") from error
     if not is_known:

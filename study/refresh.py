@@ -2,16 +2,15 @@
 
 import re
 import tempfile
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from objectives.data import PreparedData
 from objectives.errors import UserError
+from objectives.new_items import with_new_items
 from objectives.recommending import Recommender, raw_ids
 from objectives.saved_model import SavedModel
 
@@ -19,33 +18,10 @@ if TYPE_CHECKING:
     from study.registry import Registry
     from study.retrain import Retraining
 
-SHARE_OF_EPOCHS = 0.25
-"""Of those of a training from scratch: so a refresh takes at most that share of its time."""
-
-_NOISE = 0.1
-"""Of the spread of a column of the item table, in the rows of new items."""
+SHARE_OF_STEPS = 0.25
+"""Of a training from scratch, what a refresh takes."""
 
 _CUTOFF = 10
-
-
-def extended(
-    weights: Mapping[str, Tensor], num_items: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Weights of a model with more items behind its own.
-
-    A new row is the mean row plus a tenth of the spread of each column, times normal noise: an
-    item that nobody has had scores as an average one does.
-    """
-    longer = dict(weights)
-    for name in ("items.weight", "_outputs.weight"):
-        if name in longer:
-            table_VD = longer[name].float()
-            noise_ND = torch.randn(
-                num_items - len(table_VD), table_VD.shape[1], generator=generator
-            )
-            rows_ND = table_VD.mean(0) + _NOISE * table_VD.std(0) * noise_ND
-            longer[name] = torch.cat([longer[name], rows_ND.to(longer[name].dtype)])
-    return longer
 
 
 def served_ndcg(recommender: Recommender, data: PreparedData) -> float:
@@ -71,24 +47,34 @@ class Refresh:
     def __init__(self, champion: SavedModel, retraining: "Retraining", since: str) -> None:
         """Prepares; since: as `--since` has it."""
         self._champion, self._retraining, self._since = champion, retraining, since
-        self._epochs = max(1, round(SHARE_OF_EPOCHS * retraining.epochs))
-        # A schedule that falls does so within the refresh.
-        training = retraining.config.training.model_copy(update={"max_epochs": self._epochs})
-        self._config = retraining.config.model_copy(update={"training": training})
         name = f"trial-{champion.about['trial']}-since-{re.sub(r'[^0-9A-Za-z.]+', '-', since)}"
         self.folder = retraining.folder / name
 
-    def train(self, split: str, **about: Any) -> SavedModel:
+    def train(self, split: str) -> SavedModel:
         """The champion, trained on on the users of a split that were active since then."""
         retraining, champion = self._retraining, self._champion
         data = retraining.data(split, since=self._since, catalogue=champion.item_ids)
+        epochs = self._epochs(data, retraining.data(split))
+        # A schedule that falls does so within the refresh.
+        shorter = retraining.config.training.model_copy(update={"max_epochs": epochs})
+        config = retraining.config.model_copy(update={"training": shorter})
         training = retraining.training(
-            data, retraining.seed, self._epochs, champion=champion.about["training"]
+            data, retraining.seed, epochs, champion=champion.about["training"]
         )
-        generator = torch.Generator().manual_seed(retraining.seed)
-        weights = extended(champion.weights, data.num_items, generator)
-        fitted = retraining.train(data, training, self.folder, self._config, weights)
-        return retraining.saved(data, training, fitted, **about)
+        begin = time.perf_counter()
+        weights = with_new_items(
+            champion, data.train, data.num_items, retraining.device, retraining.seed
+        )
+        begun = time.perf_counter() - begin
+        folder = self.folder.with_name(f"{self.folder.name}-{split}")
+        fitted = retraining.train(data, training, folder, config, weights)
+        return retraining.saved(data, training, fitted, seconds=begun + fitted.seconds)
+
+    def _epochs(self, active: PreparedData, whole: PreparedData) -> int:
+        epochs = self._retraining.epochs
+        return min(
+            max(1, int(SHARE_OF_STEPS * epochs * len(whole.train) / len(active.train))), epochs
+        )
 
     def judge(self, *, against_scratch: bool) -> dict[str, dict[str, float]]:
         """NDCG@10 on the last tenth of the time, which none of them was trained on, and seconds.

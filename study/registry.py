@@ -1,7 +1,7 @@
 """MLflow's registry: a version for each model, and the alias that says which one serves."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +18,7 @@ CHAMPION = "champion"
 
 _PACKAGES = ("kernels", "models", "objectives")
 """What the registered model brings of ours: a machine that serves need not have ParetoCut."""
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "psutil", "torch")
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version in the registry.
-
-    Attributes:
-        name: Of the registered model.
-        version: Its number.
-        is_champion: Whether the alias is its own now.
-        sentence: Why, or why not.
-    """
-
-    name: str
-    version: str
-    is_champion: bool
-    sentence: str
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "torch")
 
 
 class Registry:
@@ -48,6 +31,8 @@ class Registry:
             UserError: The server does not answer.
         """
         check_server(uri)
+        # The upload of a large model is answered when it is stored.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
         self.client: MlflowClient = build_client(uri)
         self._uri, self._output_dir = uri, output_dir
         import mlflow
@@ -61,7 +46,10 @@ class Registry:
 
         try:
             return self.client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException:
+        except MlflowException as error:
+            # There is no such name, or it has no such alias.
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
             return None
 
     def fetch(self, name: str, number: str, folder: Path) -> Path:

@@ -6,13 +6,20 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import compare_losses, ingest
+from benchmarks import compare_losses, ingest, refresh
 from benchmarks.compare_losses import Comparison
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of MLflow's own types
+    from benchmarks import serving
 
 BUDGET = 1 << 30
 
@@ -107,3 +114,42 @@ def test_a_log_is_prepared_and_started_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert 10_000 < row["trained_on"] < 18_000
     assert 0 < row["again_s"] < row["again_process_s"]
     assert row["peak_mb"] > 1
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """60 users, 30 items, each followed by the next."""
+    rows = [(user, (7 * user + t) % 30, user + t) for user in range(60) for t in range(12)]
+    users, items, times = zip(*rows, strict=True)
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": users, "item": items, "ts": times}), path)
+    return path
+
+
+def test_a_refresh_is_compared_with_its_champion_and_a_training_from_scratch(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = log.with_name("refresh.csv")
+    shape = f"--data {log} --width 8 --epochs 4 --output {output}"
+    monkeypatch.setattr(sys, "argv", ["refresh", *shape.split()])
+    refresh.main()
+    with output.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["model"] for row in rows] == ["champion", "refreshed", "scratch"]
+    assert all(float(row["seconds"]) > 0 for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:Operation with range is deprecated")  # MLflow's
+def test_what_a_registered_model_answers_is_compared_with_an_evaluation(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = log.with_name("serving.csv")
+    shape = f"--data {log} --batch 16 --calls 2 --output {output}"
+    monkeypatch.setattr(sys, "argv", ["serving", *shape.split()])
+    monkeypatch.syspath_prepend(str(log.parent))  # which MLflow's own entries go with, afterwards
+    serving.main()
+    with output.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["int8"] for row in rows] == ["False", "True"]
+    assert all(row["equal"] == row["recall"] == "1.0" for row in rows)
+    assert all(row["histories"] == "32" for row in rows)

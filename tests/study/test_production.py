@@ -30,7 +30,6 @@ from objectives.data import prepare
 from objectives.recommending import Recommender, raw_ids
 from objectives.saved_model import SavedModel, read_about
 from study import cli
-from study.refresh import extended
 from study.registry import is_better
 from study.tracking import build_client
 
@@ -294,18 +293,6 @@ def test_the_champion_goes_on_with_what_has_come_since(best: Command, studied: P
     assert saved.about["training"]["champion"]["seed"] == int(before.tags["seed"])
     assert made["registered"]["champion"] == judged["is_better"]
     assert "NDCG@10" in judged["why"]
-
-
-def test_rows_of_new_items_are_near_the_mean() -> None:
-    torch.manual_seed(0)
-    weights = {"items.weight": torch.randn(200, 8) + 3, "mask_D": torch.ones(8)}
-    longer = extended(weights, 203, torch.Generator().manual_seed(0))
-    assert torch.equal(longer["items.weight"][:200], weights["items.weight"])
-    assert longer["mask_D"] is weights["mask_D"]
-    new_ND = longer["items.weight"][200:]
-    assert new_ND.shape == (3, 8)
-    assert ((new_ND - weights["items.weight"].mean(0)).abs() < 0.5).all()
-    assert not torch.equal(new_ND[0], new_ND[1])
 
 
 @pytest.mark.parametrize(
