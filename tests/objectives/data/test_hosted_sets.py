@@ -115,12 +115,14 @@ def test_each_form_of_a_host_is_tested() -> None:
     [
         ("ml-1m", b"not a zip"),
         ("gowalla", b"not gzip"),
-        ("gowalla", gzip.compress(b"1\t2000-12-31T22:12:40Z\n", mtime=0)),
+        ("gowalla", gzip.compress(b"1\t2000-12-31T22:12:40Z\n")),
         ("gowalla", FILES["gowalla"][1][:-12]),
-        ("steam", gzip.compress(b"__import__('os', mtime=0).system('false')\n")),
-        ("steam", gzip.compress(b"{'username': \xff}\n", mtime=0)),
-        ("amazon-2023-all-beauty", gzip.compress(b"user,item\n1,2\n", mtime=0)),
+        ("steam", gzip.compress(b"__import__('os').system('false')\n")),
+        ("steam", gzip.compress(b"{'username': \xff}\n")),
+        ("amazon-2023-all-beauty", gzip.compress(b"user,item\n1,2\n")),
     ],
+    # Else they would have the time in them.
+    ids=["no zip", "no gzip", "no rows", "cut", "code", "no text", "no columns"],
 )
 def test_a_damaged_file_is_one_sentence(
     name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
