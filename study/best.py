@@ -93,12 +93,15 @@ def _best(arguments: argparse.Namespace) -> int:
     made: dict[str, Any] = {}
     if is_asked(arguments):
         made = produce(arguments, record, trial, [as_json(each) for each in record.front()])
+    # A champion that goes on has a trial of its own.
+    goes_on = arguments.since is not None
     if arguments.json:
-        print(json.dumps({**as_json(trial), **made}, indent=2))
-    elif arguments.toml is None:
+        print(json.dumps(made if goes_on else {**as_json(trial), **made}, indent=2))
+        return cli.OK
+    if arguments.toml is None and not goes_on:
         print(trial_table(trial))
-        for path in made.get("models", ()):
-            print(path)
+    for path in made.get("models", ()):
+        print(path)
     return cli.OK
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from objectives.data import PreparedData
+from objectives.data import PreparedData, sources
 from objectives.errors import UserError
+from objectives.moments import parse_moment
 from objectives.new_items import with_new_items
 from objectives.recommending import Recommender, raw_ids
 from objectives.saved_model import SavedModel
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SHARE_OF_STEPS = 0.25
 """Of a training from scratch, what a refresh takes."""
+
+_TAIL = 0.9
+"""Quantile of the times since then from which on a refresh is judged."""
 
 _CUTOFF = 10
 
@@ -50,11 +54,11 @@ class Refresh:
         name = f"trial-{champion.about['trial']}-since-{re.sub(r'[^0-9A-Za-z.]+', '-', since)}"
         self.folder = retraining.folder / name
 
-    def train(self, split: str) -> SavedModel:
-        """The champion, trained on on the users of a split that were active since then."""
+    def train(self, split: str, date: str | None = None) -> SavedModel:
+        """The champion, trained on on the users of a split who were active since then."""
         retraining, champion = self._retraining, self._champion
-        data = retraining.data(split, since=self._since, catalogue=champion.item_ids)
-        epochs = self._epochs(data, retraining.data(split))
+        data = retraining.data(split, date=date, since=self._since, catalogue=champion.item_ids)
+        epochs = self._epochs(data, retraining.data(split, date=date))
         # A schedule that falls does so within the refresh.
         shorter = retraining.config.training.model_copy(update={"max_epochs": epochs})
         config = retraining.config.model_copy(update={"training": shorter})
@@ -76,18 +80,36 @@ class Refresh:
             max(1, int(SHARE_OF_STEPS * epochs * len(whole.train) / len(active.train))), epochs
         )
 
-    def judge(self, *, against_scratch: bool) -> dict[str, dict[str, float]]:
-        """NDCG@10 on the last tenth of the time, which none of them was trained on, and seconds.
+    def tail(self) -> str:
+        """When the last tenth of the interactions since then begins.
+
+        Raises:
+            UserError: There are none, or the log has no times.
+        """
+        request = self._retraining.request
+        files, columns, _ = sources.locate(request)
+        times = sources.read(files, columns, request.filter).times
+        try:
+            begin = parse_moment(self._since)
+        except ValueError as error:
+            raise UserError(f"--since {self._since}: {error}") from None
+        if times is None or not (times >= begin).any():
+            raise UserError(f"--since {self._since}: {request.data} has no interaction so late")
+        return str(np.quantile(times[times >= begin], _TAIL))
+
+    def judge(self, date: str, *, against_scratch: bool) -> dict[str, dict[str, float]]:
+        """NDCG@10 from a time on, before which all are trained, and the seconds of that.
 
         Args:
+            date: When; as `--split-date` has it.
             against_scratch: Whether to train a model from scratch, too.
 
         Raises:
-            UserError: The last tenth begins before the refresh does.
+            UserError: Nobody was active between `--since` and then, or after both.
         """
         retraining = self._retraining
-        models = {"champion": self._champion, "refreshed": self.train("temporal")}
-        data = retraining.data("temporal")
+        models = {"champion": self._champion, "refreshed": self.train("temporal", date)}
+        data = retraining.data("temporal", date=date)
         if against_scratch:
             training = retraining.training(data, retraining.seed, retraining.epochs)
             folder = self.folder.with_name(f"{self.folder.name}-scratch")
@@ -127,12 +149,12 @@ def refresh(
         champion = SavedModel.load(registry.fetch(version.name, version.version, Path(temporary)))
         asked = Refresh(champion, retraining, since)
         try:
-            judged = asked.judge(against_scratch=against_scratch)
+            judged = asked.judge(asked.tail(), against_scratch=against_scratch)
         except UserError as error:
             judged, is_better, why = {}, False, f"it could not be judged ({error})"
         else:
             now, before = (judged[name]["ndcg_at_10"] for name in ("refreshed", "champion"))
             is_better = now > before
-            why = f"NDCG@10 {now:.4f} against {before:.4f} in the last tenth of the time"
+            why = f"NDCG@10 {now:.4f} against {before:.4f} in the last tenth since then"
         asked.train("none").save(asked.folder)
     return asked.folder, {"models": judged, "is_better": is_better, "why": why}

@@ -99,15 +99,27 @@ class Retraining:
             )
 
     def data(
-        self, split: str, *, since: str | None = None, catalogue: "pa.Array | None" = None
+        self,
+        split: str,
+        *,
+        date: str | None = None,
+        since: str | None = None,
+        catalogue: "pa.Array | None" = None,
     ) -> PreparedData:
-        """The study's data in another split; `since` and `catalogue` as `prepare` has them."""
+        """The study's data in another split.
+
+        Args:
+            split: Which.
+            date: When a temporal split cuts.
+            since: As `prepare` has it.
+            catalogue: Likewise.
+        """
         request = {
             name: value
             for name, value in self._record.identity["request"].items()
             if name not in _OF_SPLITS
         }
-        asked = DataConfig.model_validate({**request, "split": split})
+        asked = DataConfig.model_validate({**request, "split": split, "split_date": date})
         return prepare(asked, since=since, catalogue=catalogue)
 
     def training(self, data: PreparedData, seed: int, epochs: int, **more: Any) -> dict[str, Any]:
