@@ -25,10 +25,15 @@ class Study:
         Args:
             flags: Those of `python -m study.run`, without dashes, such as `data`, `n_trials` and
                 `memory_budget`. `columns` and `space` are dictionaries, such as `{"width": 32}`.
+                `data` may be a pandas or pyarrow table, too, which is kept in the cache.
 
         Raises:
             UserError: There is no such flag, or a value does not fit.
         """
+        if not isinstance(flags.get("data"), str | Path | None):
+            from objectives.data.sources import keep_table
+
+            flags["data"] = str(keep_table(flags["data"]))
         self._flags = dict(_flat(flags))
         self.spec: StudySpec = load_spec(self._flags)
         if unknown := flags.keys() - StudySpec.model_fields.keys():

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet
 from numpy.typing import NDArray
 
 from objectives.config import ColumnsConfig, DataConfig, FilterConfig
-from objectives.data.cache import cache_folder, made_by_one
+from objectives.data.cache import cache_entry, cache_folder, made_by_one
 from objectives.data.files import File, file_digest, find, printable, size_of
 from objectives.data.formats import batches, column_chooser, renamed
 from objectives.data.growing import Growing
@@ -153,13 +154,7 @@ def from_table(table: Any, columns: ColumnsConfig, filters: FilterConfig) -> Int
     Raises:
         UserError: A column is missing, or no row can be used.
     """
-    if not isinstance(table, pa.Table | pa.RecordBatch):
-        try:
-            table = pa.Table.from_pandas(table, preserve_index=False)
-        except pa.ArrowException as error:
-            raise UserError(f"the table: {printable(str(error), 200)}") from error
-    if isinstance(table, pa.RecordBatch):
-        table = pa.Table.from_batches([table])
+    table = _arrow_table(table)
     where = Path("the table")
     names = column_chooser(columns, _roles(columns, filters))(where, table.column_names)
     rows = _Rows(where, filters)
@@ -167,6 +162,37 @@ def from_table(table: Any, columns: ColumnsConfig, filters: FilterConfig) -> Int
     for batch in table.to_batches():
         rows.add(renamed(batch, names))
     return rows.interactions()
+
+
+def keep_table(table: Any) -> Path:
+    """A file of the cache with a table in memory, for whatever process is to read it.
+
+    Args:
+        table: As `from_table` takes it.
+
+    Raises:
+        UserError: A column cannot be written.
+    """
+    content = pa.BufferOutputStream()
+    pa.parquet.write_table(_arrow_table(table), content, compression="zstd")
+    buffer = content.getvalue()
+    key = hashlib.sha256(buffer).hexdigest()[:16]
+    target = cache_folder() / "raw" / f"table-{key}.parquet"
+    if not target.is_file():
+        with cache_entry(target) as temporary:
+            temporary.write_bytes(buffer)
+    return target
+
+
+def _arrow_table(table: Any) -> pa.Table:
+    if isinstance(table, pa.RecordBatch):
+        return pa.Table.from_batches([table])
+    if isinstance(table, pa.Table):
+        return table
+    try:
+        return pa.Table.from_pandas(table, preserve_index=False)
+    except pa.ArrowException as error:
+        raise UserError(f"the table: {printable(str(error), 200)}") from error
 
 
 def _roles(columns: ColumnsConfig, filters: FilterConfig) -> list[str]:

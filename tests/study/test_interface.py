@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import study
@@ -35,6 +38,20 @@ def test_a_study_in_python(tiny_csv: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert report.is_file()
     more = Study(data="tiny.csv", n_trials=3, memory_budget="1GiB", space=SMALL).run()
     assert len(more.trials()) == 3
+
+
+def test_a_table_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARETOCUT_CACHE", str(tmp_path))
+    table = pd.DataFrame({"user": ["a", "b"], "item": [1, 2]}, index=[7, 8])
+    asked = Study(data=table, study="t")
+    assert Path(asked.spec.data).parent == tmp_path / "raw"
+    assert pq.read_table(asked.spec.data).to_pydict() == {"user": ["a", "b"], "item": [1, 2]}
+    # The same one, in other hands: the study goes on with it.
+    again = Study(data=pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata())
+    assert pq.read_table(again.spec.data).equals(pq.read_table(asked.spec.data))
+    assert Study(data=table).spec.data == asked.spec.data
+    with pytest.raises(UserError, match="the table: "):
+        Study(data=pd.DataFrame({"user": [1, "b"], "item": [1, 2]}))
 
 
 def test_what_cannot_be_asked() -> None:
