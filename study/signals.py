@@ -1,6 +1,7 @@
 """What a process is asked by signals: to stop after the running trial, or at once."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -9,6 +10,7 @@ from study import cli
 
 _LEAVE_SECONDS = 5.0
 """So long a trial that is to be handed back has for the epoch that it is in."""
+_AGAIN_SECONDS = 0.1
 
 
 class Stop:
@@ -36,9 +38,20 @@ class Stop:
             signal.SIGALRM: self._leave,
         }
         previous = {number: signal.signal(number, handlers[number]) for number in handlers}
+        hook = sys.unraisablehook
+
+        def swallowed(what: "sys.UnraisableHookArgs") -> None:
+            # Callbacks, as imports have them, swallow what is raised in them: it comes again.
+            if self.leaving and isinstance(what.exc_value, KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+            else:
+                hook(what)
+
+        sys.unraisablehook = swallowed
         try:
             yield
         finally:
+            sys.unraisablehook = hook
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
