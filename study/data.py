@@ -12,7 +12,8 @@ from objectives.config import TrialConfig
 from objectives.errors import UserError
 from study import cli
 from study.credentials import hide_password
-from study.spec import add_data_flags, data_names, flag_of, load_spec
+from study.flags import add_data_flags
+from study.spec import data_names, flag_of, load_spec
 
 if TYPE_CHECKING:
     from objectives.data.facts import LogFacts, SplitFacts

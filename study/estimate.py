@@ -19,15 +19,8 @@ from study import cli
 from study.cards import SHARE_OF_CARD
 from study.conditions import check_settings, loss_choices, settings_of_any, without
 from study.estimate_table import CARDS, Row, as_json, as_table
-from study.spec import (
-    Share,
-    StudySpec,
-    add_data_flags,
-    add_setting_flag,
-    data_names,
-    flag_of,
-    load_spec,
-)
+from study.flags import add_data_flags, add_setting_flag
+from study.spec import Share, StudySpec, data_names, flag_of, load_spec
 
 if TYPE_CHECKING:
     from kernels.gpu import Gpu

@@ -55,8 +55,9 @@ class Study:
         given: list[str] = ["--debug"]
         for name, value in self._flags.items():
             values = value if isinstance(value, list | tuple) else [value]
-            flag = f"--{name}" if "." in name else flag_of(name)
-            given += [flag, *map(str, values)]
+            if name == "filter.events":
+                values = [",".join(map(str, values))]
+            given += [flag_of(name), *map(str, values)]
         code = main(given)
         if code not in (cli.OK, cli.NOTHING_FEASIBLE):
             raise RuntimeError(f"the study ended with exit code {code}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from objectives.errors import UserError
 from study import cli
+from study.flags import add_spec_flags
 from study.front import OBJECTIVES
-from study.spec import StudySpec, add_spec_flags, load_spec
+from study.spec import StudySpec, load_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,5 +1,6 @@
 """The documents: the site builds, no link is dead, and what is in them runs."""
 
+import ast
 import importlib
 import os
 import re
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from study import Study
+from study.spec import StudySpec
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -101,10 +105,35 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_python_of_the_documents_compiles() -> None:
-    for page in PAGES:
-        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
-            compile(block, str(page), "exec")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_the_python_of_a_document_imports_is_there(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        for statement in ast.walk(ast.parse(block)):
+            if isinstance(statement, ast.ImportFrom):
+                module = importlib.import_module(statement.module or "")
+                assert all(hasattr(module, name.name) for name in statement.names)
+            elif isinstance(statement, ast.Import):
+                assert all(importlib.import_module(name.name) for name in statement.names)
+
+
+def test_python_of_the_documents_asks_studies_for_what_they_have() -> None:
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    ]
+    calls = [
+        node
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Study"
+    ]
+    assert len(calls) >= 3
+    for call in calls:
+        assert {keyword.arg for keyword in call.keywords} <= set(StudySpec.model_fields)
+    asked = set(re.findall(r"\bstudy\.(\w+)", "".join(blocks)))
+    assert {"best", "front", "report", "run", "trials"} <= asked
+    assert all(hasattr(Study, name) for name in asked)
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -54,6 +54,35 @@ def test_a_table_is_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Study(data=pd.DataFrame({"user": [1, "b"], "item": [1, 2]}))
 
 
+@pytest.mark.usefixtures("made_store")
+def test_sections_are_dictionaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PARETOCUT_CACHE", str(tmp_path / "cache"))
+    numbers = range(240)
+    table = pa.table(
+        {
+            "who": [number // 12 for number in numbers],
+            "item": [(7 * number) % 20 for number in numbers],
+            "event": [("view", "buy", "cart")[number % 3] for number in numbers],
+            "rating": [number % 2 for number in numbers],
+        }
+    )
+    ran = Study(
+        data=table,
+        study="t",
+        n_trials=1,
+        columns={"user": "who", "time": "none"},
+        filter={"events": ["view", "buy"], "min_rating": 0.5},
+        space={**SMALL, "batch_size": 8},
+        min_item_users=1,
+    ).run()
+    assert [trial.outcome for trial in ran.trials()] == ["complete"]
+    assert ran.record.identity["request"]["filter"] == {
+        "events": ["view", "buy"],
+        "min_rating": 0.5,
+    }
+
+
 def test_what_cannot_be_asked() -> None:
     with pytest.raises(UserError, match=r"trials: python -m study\.run has no such flag"):
         Study(trials=3)

@@ -7,7 +7,8 @@ import pytest
 from objectives.config import FilterConfig
 from objectives.errors import UserError
 from study.cards import card_memory
-from study.spec import Share, StudySpec, add_spec_flags, load_spec, parse_budget
+from study.flags import add_spec_flags
+from study.spec import Share, StudySpec, load_spec, parse_budget
 
 
 def test_defaults() -> None:
