@@ -3,8 +3,12 @@
 import math
 from datetime import UTC, datetime
 
-_UNITS = ((1e17, 10**9), (1e14, 10**6), (1e11, 10**3))
-"""Numbers from each on are in such parts of a second: 1e11 s would be in the year 5138."""
+UNITS = (
+    (1e17, 1_000_000_000, "nanoseconds"),
+    (1e14, 1_000_000, "microseconds"),
+    (1e11, 1_000, "milliseconds"),
+)
+"""From that number on, so many a second, and their name: 1e11 seconds are the year 5138."""
 
 
 def parse_moment(text: str) -> float:
@@ -22,7 +26,7 @@ def parse_moment(text: str) -> float:
     except ValueError:
         number = math.nan
     if math.isfinite(number):
-        return number / next((parts for least, parts in _UNITS if abs(number) >= least), 1)
+        return number / next((parts for least, parts, _ in UNITS if abs(number) >= least), 1)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

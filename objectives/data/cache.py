@@ -46,7 +46,7 @@ def cache_entry(target: Path) -> Iterator[Path]:
                 if not target.exists():
                     raise
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def made_by_one(target: Path) -> Iterator[None]:
                 print(f"waiting for another process that makes {target}", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise unwritable(target, error) from error
         for left in target.parent.glob(f"{target.name}-*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
@@ -84,7 +84,8 @@ def _locks(file: TextIO) -> bool:
     return True
 
 
-def _unwritable(target: Path, error: OSError) -> UserError:
+def unwritable(target: Path, error: OSError) -> UserError:
+    """What to say where an entry of the cache cannot be written."""
     return UserError(
         f"{target.parent}: the cache folder cannot be written ({error.strerror}); name another in "
         "PARETOCUT_CACHE"
@@ -94,11 +95,16 @@ def _unwritable(target: Path, error: OSError) -> UserError:
 def cache_batches(target: Path, batches: Iterable[pa.RecordBatch]) -> None:
     """Writes batches as Parquet files, parts of a folder that is an entry: whole or not at all.
 
+    Another process may have been first.
+
     Raises:
         UserError: The cache folder cannot be written.
     """
-    with cache_entry(target) as temporary:
-        temporary.mkdir()
-        for number, batch in enumerate(batches):
-            table = pa.Table.from_batches([batch])
-            pa.parquet.write_table(table, temporary / f"{number:06}.parquet", compression="zstd")
+    with made_by_one(target):
+        if target.is_dir():
+            return
+        with cache_entry(target) as temporary:
+            temporary.mkdir()
+            for number, batch in enumerate(batches):
+                path = temporary / f"{number:06}.parquet"
+                pa.parquet.write_table(pa.Table.from_batches([batch]), path, compression="zstd")

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from objectives.data.cache import unwritable
 from objectives.data.progress import bytes_progress
 from objectives.errors import UserError
 
@@ -55,10 +56,7 @@ def download(url: str, target: Path, expected: str | None) -> tuple[str, ...]:
                 kept.write_text(_digest(part, "sha256"))
             part.replace(target)
     except OSError as error:
-        raise UserError(
-            f"{target.parent}: the cache folder cannot be written ({error.strerror}); name "
-            "another in PARETOCUT_CACHE"
-        ) from error
+        raise unwritable(target, error) from error
     note = "" if expected else "; unverified: its publisher gives no digest"
     return (f"fetched {url}{note}",)
 

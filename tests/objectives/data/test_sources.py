@@ -7,18 +7,9 @@ import pytest
 from objectives.config import ColumnsConfig, DataConfig, FilterConfig
 from objectives.data import sources
 from objectives.errors import UserError
+from tests.objectives.data.logs import parquet, write
 
 ROWS = [("u1", "a", 5), ("u2", "b", 3), ("u1", "c", 4), ("u2", "a", 9)]
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def parquet(path: Path, **columns: object) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 def read(*files: Path, **columns: str) -> sources.Interactions:

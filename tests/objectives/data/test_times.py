@@ -2,22 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from objectives.config import ColumnsConfig, FilterConfig
 from objectives.data import sources
 from objectives.errors import UserError
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def parquet(path: Path, **columns: object) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
+from tests.objectives.data.logs import parquet, write
 
 
 def read(*files: Path) -> sources.Interactions:
