@@ -100,7 +100,9 @@ def measure(folder: Path, num_rows: int, form: str, split: str) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100_000_000)
     parser.add_argument("--formats", nargs="+", default=["parquet", "csv"])
     parser.add_argument("--split", default="leave-one-out")

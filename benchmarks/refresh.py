@@ -41,7 +41,9 @@ _SETTINGS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="a Parquet file with a column ts")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=8)
